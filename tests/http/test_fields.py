@@ -174,6 +174,15 @@ NEUTRAL_OUTPUTS = {
 
 
 @pytest.mark.parametrize(
+    ("body", "fixed"), [("ChatBody", FIXED_IN_CHAT), ("CompletionBody", FIXED_IN_COMPLETIONS)]
+)
+def test_the_document_has_the_one_value_that_a_field_is_taken_with(body: str, fixed: dict[str, Any]) -> None:
+    fields = Scripted(Script("a")).get("/openapi.json").json["components"]["schemas"][body]["properties"]
+    told = {name: json.dumps(fields[name]["enum"]) for name in fixed}
+    assert told == {name: json.dumps([value, None]) for name, value in fixed.items()}
+
+
+@pytest.mark.parametrize(
     ("path", "fields"),
     [
         (CHAT, FIXED_IN_CHAT),

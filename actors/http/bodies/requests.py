@@ -274,9 +274,9 @@ def completed(name: str, kind: type[B], fixed: Mapping[str, Any]) -> type[B]:
     if issubclass(kind, Sampling):
         fields += [(field.name, field.type | None, None) for field in PARAMETERS]
     fields += [
-        (name, Annotated[Any, Meta(extra_json_schema={"enum": [value, None]})], None)
+        (name, Annotated[Any, Meta(title=name, extra_json_schema={"enum": [value, None]})], None)
         for name, value in fixed.items()
-    ]
+    ]  # with a title, since ``typing`` takes annotations that are equal for one, and ``True`` for 1
     made = msgspec.defstruct(
         name,
         fields,
