@@ -166,6 +166,10 @@ class Service:
     def client(self) -> AsyncClient:
         return self.clients.own
 
+    def client_of(self, request: Request) -> AsyncClient:
+        """The client by which a request asks the gateway."""
+        return self.clients.of("" if request.client is None else request.client.host)
+
     async def read(self, request: Request, kind: type[B]) -> B:
         """The body of a request that is for this service, and comes in time."""
         body = await self.uploads.read(request, kind)
@@ -177,7 +181,8 @@ class Service:
         """As ``read``, where the gateway is not asked, which knows whether there is an adapter of that name."""
         body = await self.read(request, kind)
         if (name := request.state.adapter) and not self.routed:
-            loaded = await self.client.adapters()
+            # Not by the service's own client, whose question would wait for adapters that are loaded or unloaded.
+            loaded = await self.client_of(request).adapters()
             if name not in (adapter.name for adapter in loaded):
                 raise self.not_served(name, adapters_are(loaded))
         return body
@@ -212,7 +217,6 @@ class Service:
     ) -> Batches:
         """The gateway's answer to prompt ``number`` of a request; ``names`` are those that the parameters have in its
         body. ``whole``: nothing is told before all of it is there, so that its client cannot be too slow."""
-        address = "" if request.client is None else request.client.host
         trace = request.headers.get("traceparent", "")
         if TRACEPARENT.fullmatch(trace):  # as its specification has it, one that is none is none
             asked["traceparent"] = trace
@@ -220,7 +224,7 @@ class Service:
             params = msgspec.structs.replace(params, adapter=request.state.adapter)
             names = names | {"adapter": "model"}
         held = most_unread(params, self.logprobs.most_of_one if whole else 0)
-        stream = self.clients.of(address).batches(params=params, max_held=held, **asked)
+        stream = self.client_of(request).batches(params=params, max_held=held, **asked)
         try:
             async with aclosing(stream):
                 async for deltas in stream:

@@ -25,7 +25,7 @@ BEGINNING = re.compile(r"\[\s*(?:[A-Za-z_][\w.]*\s*(?:\(.*)?)?", re.DOTALL)
 
 FIRST_CALL = re.compile(r"\[\s*([A-Za-z_][\w.]*)\s*\(")
 
-BRACKET = re.compile(r"""'(?:\\.|[^'\\])*(?:'|\Z)|"(?:\\.|[^"\\])*(?:"|\Z)|[\[\](){}]""", re.DOTALL)
+BRACKET = re.compile(r"""'(?:\\.|[^'\\])*(?:'|\\?\Z)|"(?:\\.|[^"\\])*(?:"|\\?\Z)|[\[\](){}]""", re.DOTALL)
 """A bracket that is not inside of quotes; and what is, so that it is passed over."""
 
 MAX_CHARACTERS = 100_000
@@ -91,7 +91,8 @@ class PythonCalls(Reader):
         return end is not None
 
     def take_list(self, inside: str, as_written: str) -> None:
-        calls = read_calls(without_opening(inside).rstrip(), self.offered)
+        text = without_opening(inside).rstrip()
+        calls = read_calls(text, self.offered)
         if calls is None:
             self.say_list(as_written)
             return
@@ -99,12 +100,13 @@ class PythonCalls(Reader):
         if not any(fitting):
             self.say_list(as_written)
             return
+        written = Source(text)
         for call, fits in zip(calls, fitting, strict=True):
             if fits:
                 self.hand_over(call.name)
                 self.add_arguments(call.arguments)
             else:
-                self.say(call.as_written)
+                self.say(written.of(call.node))
         self.where, self.opening, self.after_call = "text", "", True
 
     def fits(self, call: Call) -> bool:
@@ -191,12 +193,20 @@ class Call(NamedTuple):
     arguments: str
     """As JSON."""
     node: ast.expr
-    text: str
-    """The list that it stands in."""
 
-    @property
-    def as_written(self) -> str:
-        return ast.get_source_segment(self.text, self.node) or ""
+
+class Source:
+    """A parsed text, divided into lines once: `ast.get_source_segment` does that for each node."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text.encode()
+        self.lines = [0, *(end.end() for end in re.finditer(rb"\r\n?|\n", self.text))]
+        """Where lines begin, in bytes, as `ast` counts them."""
+
+    def of(self, node: ast.expr) -> str:
+        start = self.lines[node.lineno - 1] + node.col_offset
+        end = self.lines[(node.end_lineno or node.lineno) - 1] + (node.end_col_offset or 0)
+        return self.text[start:end].decode()
 
 
 def read_calls(text: str, offered: Offer) -> list[Call] | None:
@@ -207,12 +217,12 @@ def read_calls(text: str, offered: Offer) -> list[Call] | None:
         tree = ast.parse(text, mode="eval").body
         if not isinstance(tree, ast.List) or not tree.elts:
             return None
-        return [read_call(text, node, offered) for node in tree.elts]
+        return [read_call(node, offered) for node in tree.elts]
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
         return None
 
 
-def read_call(text: str, node: ast.expr, offered: Offer) -> Call:
+def read_call(node: ast.expr, offered: Offer) -> Call:
     """``ValueError`` if it is no call that is offered, with arguments by name that are plain values."""
     if not isinstance(node, ast.Call) or node.args:
         raise ValueError("no call with named arguments")
@@ -222,7 +232,7 @@ def read_call(text: str, node: ast.expr, offered: Offer) -> Call:
     arguments = {keyword.arg: ast.literal_eval(JsonNames().visit(keyword.value)) for keyword in node.keywords}
     if None in arguments:
         raise ValueError("arguments without names")
-    return Call(name, as_json({str(key): value for key, value in arguments.items()}), node, text)
+    return Call(name, as_json({str(key): value for key, value in arguments.items()}), node)
 
 
 class JsonNames(ast.NodeTransformer):

@@ -73,7 +73,7 @@ def show(resolved: Resolved[Any]) -> str:
             shown = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
         else:
             shown = str(value).lower() if isinstance(value, bool) else str(value)
-        off = "" if value is not None and option.in_file and not option.secret else "# "
+        off = "" if value not in (None, "") and option.in_file and not option.secret else "# "
         lines.append(
             (f"{off}{option.key} = {'(none)' if value is None else shown}", resolved.origins[option.name])
         )

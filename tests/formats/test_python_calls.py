@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -44,6 +45,7 @@ CUT = {
     '[weather(city="Rome"), now(': [ROME],
     '[weather(city="Rome"), now()': [ROME, NOW],
     """[weather(city="Rome"), now(), weather(city='Bo""": [ROME, NOW],
+    """[weather(city="Rome"), weather(city="Bo) \\""": [ROME],
     WHOLE: [ROME, NOW, BONN],
     '[say(x=")", y=[(1, 2)], z={"a": "]"}), now(': [("say", {"x": ")", "y": [[1, 2]], "z": {"a": "]"}})],
     """[say(x='it\\'s (', y="'"), say(x="a)""": [("say", {"x": "it's (", "y": "'"})],
@@ -81,6 +83,11 @@ OSLO = 'weather(city="Oslo")'
             f'{OSLO}weather( city = "Köln")',
             [ROME],
         ),
+        (
+            f'[now(),\n weather(city="Köln\\n",\r\n zip=1),\n{OSLO}]',
+            f'weather(city="Köln\\n",\r\n zip=1){OSLO}',
+            [NOW],
+        ),
     ],
 )
 def test_the_text_of_a_call_that_does_not_fit_is_told_once(
@@ -89,3 +96,11 @@ def test_the_text_of_a_call_that_does_not_fit_is_told_once(
     """And never that of one that does."""
     assert read(answer, strict=True) == (text, calls)
     assert read(*answer, strict=True) == (text, calls)
+
+
+def test_many_calls_that_do_not_fit_are_told_in_proportion_to_their_number() -> None:
+    """As many as are parsed took minutes when each divided the whole list into lines."""
+    begun = time.monotonic()
+    many = f"[now(), {', '.join([OSLO] * 4000)}]"
+    assert read(many, strict=True) == (OSLO * 4000, [NOW])
+    assert time.monotonic() - begun < 20

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from scripted import Script, Scripted
 from slipstream.actors.http.endpoints.adapters import named
 from slipstream.protocol.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from slipstream import AsyncClient
 
 HELLO = [{"role": "user", "content": "hello"}]
 ASKED: dict[str, dict[str, Any]] = {
@@ -68,6 +71,19 @@ def test_a_router_lists_no_adapters_so_that_any_may_be_one(path: str) -> None:
 @pytest.mark.parametrize("path", ASKED_APART)
 def test_tokens_are_counted_by_the_name_of_an_adapter_too(path: str) -> None:
     frontend = Scripted(Script(loaded=["sql"]), adapters=True)
+    assert frontend.post(path, ASKED_APART[path] | {"model": "sql"}).status == 200
+
+
+@pytest.mark.parametrize("path", ASKED_APART)
+def test_who_counts_tokens_does_not_wait_for_adapters_that_are_loaded_or_unloaded(path: str) -> None:
+    """A client asks one such question after the other, and an adapter is unloaded when nobody uses it any more."""
+
+    class Waiting(Script):
+        async def adapters(self) -> Any:
+            raise AssertionError("asked behind what is loaded and unloaded")
+
+    frontend = Scripted(Script(loaded=["sql"]), adapters=True)
+    frontend.service.clients.own = cast("AsyncClient", Waiting())
     assert frontend.post(path, ASKED_APART[path] | {"model": "sql"}).status == 200
 
 

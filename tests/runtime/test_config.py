@@ -17,6 +17,7 @@ from slipstream.runtime.options.table import table
 from slipstream.runtime.options.values import size
 
 from slipstream import InvalidRequest
+from slipstream.options.route import RouteOptions
 from slipstream.options.serve import ServeOptions
 from slipstream.serving.child_specs import model_defaults
 
@@ -261,6 +262,21 @@ def test_shown_options_are_a_file_that_gives_the_same(tmp_path: Path) -> None:
     assert resolved(f"--config={file}").options == ServeOptions(
         **{**vars(found.options), "config": str(file)}
     )
+
+
+def test_the_shown_options_of_a_router_are_a_file_that_gives_the_same(tmp_path: Path) -> None:
+    """An option that is empty by default is left out of it."""
+
+    def of_router(*arguments: str) -> Resolved[RouteOptions]:
+        parser = argparse.ArgumentParser(allow_abbrev=False)
+        add_arguments(parser, RouteOptions)
+        return resolve(RouteOptions, arguments=vars(parser.parse_args(arguments)), environ={})
+
+    found = of_router("--services-file=services")
+    file = tmp_path / "again.toml"
+    file.write_text(show(found))
+    again = of_router(f"--config={file}")
+    assert again.options == RouteOptions(**{**vars(found.options), "config": str(file)})
 
 
 def test_a_shown_key_is_none_when_the_file_is_read(tmp_path: Path) -> None:

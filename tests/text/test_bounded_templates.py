@@ -104,6 +104,15 @@ def test_a_template_that_makes_too_much_is_refused_before_it_has(kind: str, litt
         ),
         ("{% for m in messages recursive %}{{ m.role }}{{ nothing }}{% endfor %}", "user"),
         ("{{ 'abc'[::-1] }}{{ 'a\tb'.expandtabs(2) }}{{ 5 // 2 }}{{ -7 % 3 }}", "cbaa b22"),
+        (
+            "{{ 'Cutoff 20250101: %s' % 'x' }}|{{ '{} 20250101'.format('x') }}",
+            "Cutoff 20250101: x|x 20250101",
+        ),
+        (
+            "{{ messages|selectattr('n', 'undefined')|list|length }}{{ [1]|map('default', 200000)|list }}",
+            "1[1]",
+        ),
+        ("{{ [1]|select('gt', 200000)|list }}", "[]"),
         ("{{ 'a b'.split(' ', 1000000) }}{{ 'long text'|truncate(1000000) }}", "['a', 'b']long text"),
     ],
 )

@@ -1,8 +1,9 @@
 """Bounds what the operations of a chat template make: a template is a program, and ``'a' * 10**9`` is one of them.
 
 What can make much of little in one operation (products, powers, formats, paddings, joins, replacements) is measured
-before it is done; what else there is makes a few times of what it is given, and is measured afterwards. Products and
-powers of constants are computed when a template is used, not when it is compiled.
+before it is done; what else there is makes a few times of what it is given, and is measured afterwards. The text of
+lists that share their parts is not: a tokenizer that it takes too long ends. Products and powers of constants are
+computed when a template is used, not when it is compiled.
 """
 
 from __future__ import annotations
@@ -36,8 +37,11 @@ LONGEST_INDENT = 100
 WIDTHS = frozenset({"center", "expandtabs", "ljust", "rjust", "to_bytes", "zfill"})
 """Methods of texts and numbers to which a number is a width."""
 
-ANY_NUMBER = frozenset({"d", "default", "float", "int", "round", "truncate"})
-"""Filters to which a number is no width and no count of what they make."""
+OF_A_NUMBER = frozenset({"batch", "center", "indent", "slice", "tojson", "wordwrap"})
+"""Filters to which a number is a width, or a count of what they make."""
+
+WIDTHS_OF_FORMAT = re.compile(r"%[-+ #0-9.*]*(?:\([^()]*\)[-+ #0-9.*]*)?|\{[^{}]*\}")
+"""Where the widths of a format stand; its other numbers are text."""
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
@@ -93,9 +97,12 @@ def check_operands(operator: str, left: Any, right: Any) -> None:
 
 
 def width_of_format(text: str | bytes, given: Iterable[Any]) -> int:
-    """The most that a format adds to what it is given: all its numbers, and such as stand for widths."""
-    widths = [int(digits) for digits in re.findall(r"\d{1,18}", str(text))]
-    if "*" in str(text) or re.search(r"\{[^{}]*\{", str(text)):
+    """The most that a format adds to what it is given: its widths, and the numbers that stand for such."""
+    text = str(text)
+    within = re.search(r"\{[^{}]*\{", text) is not None  # a width is given within the place that has it
+    stated = text if within else "".join(WIDTHS_OF_FORMAT.findall(text))
+    widths = [int(digits) for digits in re.findall(r"\d{1,18}", stated)]
+    if within or "*" in stated:
         widths += [number for number in given if isinstance(number, int)]
     return sum(widths)
 
@@ -133,7 +140,7 @@ def bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any
     @wraps(function)
     def bounded(*args: Any, **kwargs: Any) -> Any:
         value, others = args[at], (*args[at + 1 :], *kwargs.values())
-        if name not in ANY_NUMBER:
+        if name in OF_A_NUMBER:
             refuse_over(MAX_RANGE, max((arg for arg in others if isinstance(arg, int)), default=0))
         text = value if isinstance(value, str) else ""
         width = max(
