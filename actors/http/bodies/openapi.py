@@ -109,3 +109,7 @@ def state_ranges(properties: dict[str, Any], bounds: dict[str, int]) -> None:
             if option.get("type") in ("integer", "number"):
                 option["exclusiveMinimum" if above else "minimum"] = low
                 option["maximum"] = bounds[high] if isinstance(high, str) else high
+                if name == "max_tokens" and "prompt" in properties:
+                    option["minimum"] = 0  # with ``echo``: the prompt alone
+    if "best_of" in properties:  # as many as ``n``
+        properties["best_of"] = properties["n"] | {"default": None}
