@@ -18,7 +18,8 @@ RUN_PREFIX = "slipstream-run-"
 def check_endpoint(endpoint: str, *, insecure: bool = False) -> str:
     """Return ``endpoint`` if it can be bound: ``ipc://PATH`` or ``tcp://HOST:PORT`` on a loopback address.
 
-    ``InvalidRequest`` names what is wrong. TCP on another address than the loopback needs ``insecure``, which
+    A relative path begins in the working directory, and is returned as an absolute one: the actors, which bind it, work
+    in ``/``. ``InvalidRequest`` names what is wrong. TCP on another address than the loopback needs ``insecure``, which
     stands for keys as well.
     """
     scheme, separator, address = endpoint.partition("://")
@@ -27,9 +28,11 @@ def check_endpoint(endpoint: str, *, insecure: bool = False) -> str:
             f"endpoint {endpoint!r} is neither ipc://PATH nor tcp://HOST:PORT", param="endpoint"
         )
     if scheme == "ipc":
-        size = len(os.fsencode(address))
         if not address or address.startswith("@"):
             raise InvalidRequest(f"endpoint {endpoint!r} has no path; give ipc://PATH", param="endpoint")
+        if not os.path.isabs(address):
+            endpoint = f"ipc://{os.path.abspath(address)}"
+        size = len(os.fsencode(endpoint.removeprefix("ipc://")))
         if size > MAX_IPC_PATH_BYTES:
             raise InvalidRequest(
                 f"the path of {endpoint!r} has {size} bytes; a Unix socket takes at most {MAX_IPC_PATH_BYTES}:"

@@ -18,7 +18,7 @@ import pytest
 from slipstream.protocol.client.outputs import RequestOutput
 from slipstream.protocol.errors import ServiceUnavailable
 
-from slipstream import AsyncClient, SamplingParams, Sidecar
+from slipstream import AsyncClient, Client, SamplingParams, Sidecar
 from slipstream.serving import route
 
 STREAMS = 12
@@ -200,3 +200,17 @@ def test_what_cannot_be_is_said_and_ends_with_2(arguments: list[str], said: str)
     )
     assert done.returncode == 2
     assert said in done.stderr
+
+
+def test_relative_paths_of_sockets_begin_where_each_command_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with (
+        service(endpoint="ipc://one") as sidecar,
+        routing("ipc://one", "--endpoint", "ipc://router") as ready,
+    ):
+        assert (sidecar.endpoint, ready["endpoint"]) == (f"ipc://{tmp_path}/one", f"ipc://{tmp_path}/router")
+        for endpoint in ("ipc://one", "ipc://./router"):
+            with Client(endpoint) as client:
+                assert len(client.generate([5], SamplingParams(max_tokens=3)).outputs[0].token_ids) == 3

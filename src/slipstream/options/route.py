@@ -71,7 +71,8 @@ class RouteOptions:
     @property
     def endpoints(self) -> tuple[str, ...]:
         """The endpoints of the services."""
-        return tuple(endpoint.strip() for endpoint in self.services.split(",") if endpoint.strip())
+        named = (endpoint.strip() for endpoint in self.services.split(","))
+        return tuple(check_endpoint(endpoint, insecure=True) for endpoint in named if endpoint)
 
     def check(self, spell: Callable[[str], str]) -> None:
         """Refuse what does not fit together."""
@@ -82,10 +83,9 @@ class RouteOptions:
         if not self.endpoints and self.services_file is None and not self.print_config:
             raise InvalidRequest("no service is named: slipstream route ENDPOINT... --endpoint URL")
         for endpoint in self.endpoints:
-            check_endpoint(endpoint, insecure=True)
             if self.endpoints.count(endpoint) > 1:
                 raise InvalidRequest(f"the service {endpoint} is named twice; name it once")
-        if self.endpoint in self.endpoints:
+        if self.endpoint is not None and check_endpoint(self.endpoint, insecure=True) in self.endpoints:
             raise InvalidRequest(f"{spell('endpoint')} is that of a service; the router needs one of its own")
         if self.http is None:
             unused = [name for name in ("model", "chat_template") if getattr(self, name) is not None]

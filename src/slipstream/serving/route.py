@@ -59,7 +59,7 @@ def router_specs(options: RouteOptions, directory: Path) -> list[ChildSpec]:
     keys = {endpoint: client_key(options.client_key, endpoint) for endpoint in endpoints}
     welcome = asyncio.run(first_welcome(keys))
     router = RouterOptions(
-        endpoint=options.endpoint or f"ipc://{directory}/router",
+        endpoint=check_endpoint(options.endpoint or f"ipc://{directory}/router", insecure=True),
         services=endpoints,
         services_file=None if options.services_file is None else os.path.abspath(options.services_file),
         service_key=next((key for key in keys.values() if key is not None), None),

@@ -61,7 +61,7 @@ def service_specs(options: ServeOptions, directory: Path) -> list[ChildSpec]:
         checkpoint.check_weights()  # the executor would do it too, seconds later
     limits = limits_for(options, checkpoint)
     endpoint = options.endpoint or f"ipc://{directory}/gateway"
-    check_endpoint(endpoint, insecure=options.insecure or options.curve_keys is not None)
+    endpoint = check_endpoint(endpoint, insecure=options.insecure or options.curve_keys is not None)
     model = ModelOptions(
         model=str(checkpoint.folder),
         vocab_size=limits.vocab_size,
