@@ -30,7 +30,8 @@ class SamplingParams(
     """Sampling and stopping of one request; the names and meanings are vLLM's.
 
     ``check`` refuses what is out of range. ``temperature=0`` is greedy. ``seed`` makes the request
-    repeatable: its tokens depend on (seed, token index) and on nothing else in the batch.
+    repeatable: its tokens are drawn by (seed, token index) and by nothing else in the batch. The logits that they are
+    drawn from are the same ones [in float32, or batch-invariant](reliability.md#the-same-answer).
     """
 
     max_tokens: int | None = None
