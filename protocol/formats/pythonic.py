@@ -100,13 +100,13 @@ class PythonCalls(Reader):
         if not any(fitting):
             self.say_list(as_written)
             return
-        written = Source(text)
-        for call, fits in zip(calls, fitting, strict=True):
+        sources = [""] * len(calls) if all(fitting) else sources_of(text, [call.node for call in calls])
+        for call, fits, source in zip(calls, fitting, sources, strict=True):
             if fits:
                 self.hand_over(call.name)
                 self.add_arguments(call.arguments)
             else:
-                self.say(written.of(call.node))
+                self.say(source)
         self.where, self.opening, self.after_call = "text", "", True
 
     def fits(self, call: Call) -> bool:
@@ -195,18 +195,18 @@ class Call(NamedTuple):
     node: ast.expr
 
 
-class Source:
-    """A parsed text, divided into lines once: `ast.get_source_segment` does that for each node."""
+def sources_of(text: str, nodes: list[ast.expr]) -> list[str]:
+    """The text of each node; `ast.get_source_segment` would divide all of ``text`` into lines for each."""
+    source = text.encode()  # columns count bytes
+    lines = [0, *(end.end() for end in re.finditer(rb"\r\n?|\n", source))]
 
-    def __init__(self, text: str) -> None:
-        self.text = text.encode()
-        self.lines = [0, *(end.end() for end in re.finditer(rb"\r\n?|\n", self.text))]
-        """Where lines begin, in bytes, as `ast` counts them."""
+    def place(line: int | None, column: int | None) -> int:
+        return lines[(line or 1) - 1] + (column or 0)
 
-    def of(self, node: ast.expr) -> str:
-        start = self.lines[node.lineno - 1] + node.col_offset
-        end = self.lines[(node.end_lineno or node.lineno) - 1] + (node.end_col_offset or 0)
-        return self.text[start:end].decode()
+    spans = [
+        (place(node.lineno, node.col_offset), place(node.end_lineno, node.end_col_offset)) for node in nodes
+    ]
+    return [source[start:end].decode() for start, end in spans]
 
 
 def read_calls(text: str, offered: Offer) -> list[Call] | None:

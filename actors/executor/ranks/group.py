@@ -109,7 +109,7 @@ class RankGroup:
         if self.exchange is None:
             return "what the ranks send each other goes through NCCL"
         most, alone = self.exchange.most_bytes >> 10, self.exchange.most_bytes_alone >> 10
-        by_themselves = f" (sums that no kernel goes on with up to {alone})" if alone < most else ""
+        by_themselves = f" (logits, and sums by themselves, up to {alone})" if alone < most else ""
         return (
             f"what the ranks send each other goes over each other's memory up to {most} KiB{by_themselves},"
             " and through NCCL beyond"

@@ -381,7 +381,7 @@ def test_small_tensors_go_over_peer_memory_and_others_as_before() -> None:
     group.sum(torch.zeros(64, device="meta"))
     assert large.asked == small.asked == []
     assert (
-        "up to 65536 KiB (sums that no kernel goes on with up to 8192), and through NCCL"
+        "up to 65536 KiB (logits, and sums by themselves, up to 8192), and through NCCL"
         in group.description()
     )
     group.exchange = None
