@@ -16,7 +16,7 @@ class Deaths:
         self.with_request: Counter[bytes] = Counter()
         """How many actors have ended by their own fault while they had a request in hand, by its digest."""
 
-    def note_fault(self, name: str, own_fault: bool, in_hand: bytes) -> None:
+    def note_death(self, name: str, own_fault: bool, in_hand: bytes) -> None:
         """Record how an actor has ended, for its next incarnation."""
         self.own_fault[name] = own_fault
         if own_fault and in_hand:

@@ -152,7 +152,7 @@ class Lives(VirtualTime, ABC):
         for member in members:
             self.end_incarnation(member)
             if were_ready:
-                self.deaths.note_fault(member, own_fault, self.in_hand.pop(member, b""))
+                self.deaths.note_death(member, own_fault, self.in_hand.pop(member, b""))
                 self.send_news(PeerDown(member, own_fault))
             self.restart(member, restart_after_s)
 

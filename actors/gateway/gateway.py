@@ -235,9 +235,8 @@ class Gateway(PublicActor):
             self.fail(answer.request, message.code, message.message, message.param)
             self.submissions.advance_probation()
         else:
-            self.ledger.cancelled.discard(
-                message.request
-            )  # the scheduler never hears of it, so no end of it will come
+            # The scheduler never hears of it, so no end of it will come.
+            self.ledger.cancelled.discard(message.request)
 
     def fail(self, request: Request, code: str, message: str, param: str | None = None) -> None:
         """End the request, and all answers of it that are not finished, with an error."""

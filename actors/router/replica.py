@@ -37,7 +37,7 @@ class Replica:
     """One service as the router knows it, and the session with it."""
 
     def __init__(self, endpoint: str, model: str, bounds: Limits, holders: Holders) -> None:
-        """``holders``: of all services of a router, who has which beginning."""
+        """``holders``: for each block of a prompt, the replicas of the router that have it cached."""
         self.endpoint = endpoint
         self.identity = int.from_bytes(blake2b(endpoint.encode(), digest_size=7).digest())
         """A number that follows from the endpoint, the same at every router."""

@@ -177,9 +177,8 @@ class Router(PublicActor):
         if request is None:
             return
         if request.replica is not None and request.replica.ready:
-            request.replica.session.abort(
-                request.stream.request.id
-            )  # the service ends it, and says how many tokens it took
+            # The service ends it, and says how many tokens it took.
+            request.replica.session.abort(request.stream.request.id)
         else:
             self.end_aborted(request, now)
 

@@ -13,7 +13,7 @@ class ExecutorDeaths:
     """What becomes of sequences when their executor dies, until each suspect is cleared or quarantined."""
 
     def __init__(self, holdings: Holdings) -> None:
-        self.holdings = holdings
+        self.holdings, self.quarantine = holdings, holdings.quarantine
 
     def invalidate_device_state(self, computing: bool) -> None:
         """What was on the device is lost: every sequence will be prefilled again from its prompt and tokens.
@@ -24,7 +24,7 @@ class ExecutorDeaths:
         if held.blocks is not None:
             held.counters["prefix_cache_evictions"] += held.blocks.evictions
         held.blocks = None
-        held.quarantine.await_report()
+        self.quarantine.await_report()
         for sequence in held.holders:
             if sequence is not None:
                 self.invalidate_sequence(sequence, computing)
@@ -35,8 +35,8 @@ class ExecutorDeaths:
         if sequence.finished:
             return
         slot, table = sequence.slot, self.holdings.table
-        if computing or sequence is self.holdings.quarantine.on_probation:
-            self.holdings.quarantine.suspend(sequence, int(max(table.planned[slot], table.length[slot] + 1)))
+        if computing or sequence is self.quarantine.on_probation:
+            self.quarantine.suspend(sequence, int(max(table.planned[slot], table.length[slot] + 1)))
             self.holdings.forget_device(sequence)
         else:
             self.holdings.requeue(sequence)
@@ -44,7 +44,7 @@ class ExecutorDeaths:
     def resolve_crash(self, crashed: bool) -> list[Sequence]:
         """The new executor has reported how the last one ended. The sequences that were computed then wait again or
         become suspects; those that are to be quarantined are returned."""
-        cleared, quarantined = self.holdings.quarantine.resolve_crash(crashed)
+        cleared, quarantined = self.quarantine.resolve_crash(crashed)
         for sequence in cleared:
             self.holdings.enqueue(sequence)
         return quarantined
@@ -52,8 +52,8 @@ class ExecutorDeaths:
     def end_probation_ahead(self) -> None:
         """If the plan just made has the step that clears the suspect, free its slot with the next plan, so that the
         next suspect can begin there. It stays on probation until that step has ended."""
-        suspect = self.holdings.quarantine.on_probation
-        if suspect is None or not self.holdings.quarantine.suspects or suspect.left:
+        suspect = self.quarantine.on_probation
+        if suspect is None or not self.quarantine.suspects or suspect.left:
             return
         if self.holdings.table.planned[suspect.slot] >= suspect.cleared_at:
             self.preempt_for_next_suspect(suspect)
@@ -65,10 +65,10 @@ class ExecutorDeaths:
 
     def end_probation(self) -> None:
         """Clear a suspect that is past the point where the executor died, and preempt it for the next one, if any."""
-        suspect = self.holdings.quarantine.on_probation
+        suspect = self.quarantine.on_probation
         if suspect is None:
             return
         length = int(self.holdings.table.length[suspect.slot]) if suspect.slot >= 0 else 0
-        passed = self.holdings.quarantine.passed(length)
-        if passed is not None and self.holdings.quarantine.active and not passed.left:
+        passed = self.quarantine.passed(length)
+        if passed is not None and self.quarantine.active and not passed.left:
             self.preempt_for_next_suspect(passed)

@@ -2,8 +2,8 @@
 
 A step runs every decoding sequence, and then prompts in chunks: first those of sequences that hold a slot, in the order
 of their admission, then those of sequences that wait, while slots, blocks and the budget of tokens last. While
-sequences decode, the prefill budget limits the prompt tokens of a step, so that they do not stall. An exception are
-answers that have begun and are computed again: for these the steps are filled.
+sequences decode, the prefill budget limits the prompt tokens of a step, so that they do not stall. The exception is an
+answer that has begun and is computed again: for it, steps are filled.
 
 Room is made in two ways. When the cache is full, the last running sequence by priority and age is preempted; so the
 first one always proceeds, and there is no deadlock. And a client that has nothing running need not wait until a

@@ -26,16 +26,17 @@ def open_missing() -> None:
             setattr(sys, name, os.fdopen(descriptor, mode, errors="backslashreplace", closefd=False))
 
 
-UNKNOWN = {"stdin": "surrogateescape", "stdout": "backslashreplace", "stderr": "backslashreplace"}
-"""What becomes of bytes and characters that a stream's encoding does not have."""
+ERROR_HANDLERS = {"stdin": "surrogateescape", "stdout": "backslashreplace"}
+"""What becomes of bytes and characters that a stream's encoding does not have. Python does the same for
+standard error as is done here for output."""
 
 
-def take_any_text() -> None:
-    """Let no text be an error to a stream whose encoding lacks a character of it, as ASCII does in the locale ``C``.
+def set_error_handlers() -> None:
+    """Let no stream fail at a character that its encoding lacks, as ASCII lacks most in the locale ``C``.
 
-    What is read so has halves of characters in it, which are refused where they are used.
+    Bytes of standard input that are no text become lone surrogates, which are refused where they are used.
     """
-    for name, errors in UNKNOWN.items():
+    for name, errors in ERROR_HANDLERS.items():
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):  # a program or a test may have put something else there
             stream.reconfigure(errors=errors)

@@ -1,6 +1,6 @@
 """Decides when a helper that ended, a spare or the keeper, is started again. No I/O, no clock.
 
-Another follows after a pause that grows where helpers do not last.
+The pause before the next one grows while helpers do not last.
 """
 
 from __future__ import annotations

@@ -97,8 +97,8 @@ class Helpers:
         logger.warning("%s (pid %d) ended: %s; %s", child.spec.name, child.process.pid, failed.cause, then)
 
     def silent_keeper(self) -> Child | None:
-        """The keeper if it is ready and does not answer: the weights would be in memory twice, there and loaded
-        anew."""
+        """The keeper if it is ready and does not answer: it has to end, or the weights would be in memory twice,
+        there and loaded anew."""
         if self.keeper is None or self.keeper.keeps_at is None or self.keepers.ready_at is None:
             return None
         child = self.children[self.keeper.name]
@@ -120,6 +120,6 @@ class Helpers:
         return self.waiting_spare() if self.source(spec, first=False) == "spare" else None
 
     def waiting_spare(self) -> Child:
-        """The spare that is there; None if there is none."""
+        """The spare, which is specified and runs."""
         assert self.spare is not None
         return self.children[self.spare.name]

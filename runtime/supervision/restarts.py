@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 INTENSITY, PERIOD_S = 5, 60.0
-"""Deaths in a row that are followed by a restart alone, and how long a child lives to begin a new row: Erlang's
+"""Deaths in a series that are followed by a restart alone, and how long a child lives to begin a new series: Erlang's
 names."""
 
 TRIES, TRY_PAUSE_S = 3, 1.0
-"""Restarts with a resource that was reported lost, several since the first report may be wrong shortly after a fault;
-and the pause before each further one."""
+"""Starts in a series that may report a resource lost before the service ends, several since the first report may be
+wrong shortly after a fault; and the pause before each further one."""
 
 BACK_OFF_S, MOST_BACK_OFF_S = 0.02, 2.0
 """Pause before the second restart in a row; it doubles with each further one."""

@@ -33,7 +33,7 @@ from .stop_requests import StopRequests
 
 START_TIMEOUT_S = 600.0
 """Time in which all children must be ready. The weights of a large model may come from a slow disk. After
-longer the user is told which actor is not ready."""
+that the user is told which actor is not ready."""
 
 AWAY_S = 1.0
 """A supervisor that returns from a wait this much too late was itself stopped."""
@@ -41,7 +41,7 @@ AWAY_S = 1.0
 RETURN_S = 2.0
 """Time that clients have, in a drain, to resend their requests to the successor of an actor that has died."""
 
-SAYING_SO_S = 0.1
+LAST_REPORT_S = 0.1
 """Time after a second signal in which children that have just finished can still say so."""
 
 
@@ -100,9 +100,8 @@ class Supervisor:
         for spec in self.specs:
             if spec.waits and not self.wait_ready(deadline):
                 return False
-            if (
-                spec.name in self.children
-            ):  # a frontend that has stayed: move it to the end, since it is to be stopped before the gateway
+            if spec.name in self.children:
+                # A frontend that has stayed: move it to the end, since it is to be stopped before the gateway.
                 self.children[spec.name] = self.children.pop(spec.name)
             elif self.helpers.source(spec, first=True) == "later":
                 self.waiting_for_spare.append(spec)
@@ -193,9 +192,8 @@ class Supervisor:
             return
         self.probes.begin(child, now)
         if "endpoint" in ready.facts:
-            child.spec.options["endpoint"] = ready.facts[
-                "endpoint"
-            ]  # a later incarnation uses the same endpoint
+            # A later incarnation uses the same endpoint.
+            child.spec.options["endpoint"] = ready.facts["endpoint"]
         child.spec.options.update(ready.facts.get("settled", {}))
         news = control.Peer(name, child.epoch, child.mailbox)
         # In the order of the list: the gateway is last, and submits its requests again when it hears the news. By then
@@ -329,7 +327,7 @@ class Supervisor:
             self.deaths.at[member.spec.name] = now
             self.status.keep_counters(member)
             if were_ready:  # a child that was never ready has had no request in hand
-                self.note_fault(member, own_fault, in_hand if member is child else b"")
+                self.note_death(member, own_fault, in_hand if member is child else b"")
         if child.asked_for:
             logger.info("%s (pid %d) is restarted, as was asked", name, child.process.pid)
             for member in members:
@@ -358,9 +356,9 @@ class Supervisor:
         what = "it" if len(members) == 1 else f"all of its group of {len(members)}"
         logger.warning("%s %s (%d%s in a row)", ended, what, decision.in_a_row, most)
 
-    def note_fault(self, child: Child, own_fault: bool, in_hand: bytes) -> None:
+    def note_death(self, child: Child, own_fault: bool, in_hand: bytes) -> None:
         """Tell all other actors how one has ended, and keep for its next incarnation what it had in hand."""
-        self.deaths.note_fault(child.spec.name, own_fault, in_hand)
+        self.deaths.note_death(child.spec.name, own_fault, in_hand)
         if child.spec.role == "actor":
             for other in self.children.values():
                 if other.running and other.spec.role == "actor":
@@ -459,7 +457,7 @@ class Supervisor:
                     child.send(control.Stop(drain=True, returning_s=self.returning_s(child)))
             if self.stop_requests.at_once and not shortened:
                 # A child that has finished may be about to say so: give it a little time.
-                deadline = min(deadline, time.monotonic() + SAYING_SO_S)
+                deadline = min(deadline, time.monotonic() + LAST_REPORT_S)
                 shortened = True
             left = deadline - time.monotonic()
             if left <= 0 or self.stop_requests.parent_gone:

@@ -14,7 +14,7 @@ from . import __version__
 from .commands.common import Exit, Run
 from .exit_codes import DONE, FAILED, INTERRUPTED, USAGE
 from .protocol.printable import printable_lines
-from .runtime.machine.standard_streams import open_missing, take_any_text
+from .runtime.machine.standard_streams import open_missing, set_error_handlers
 
 COMMANDS = {
     "serve": "start a service and run it until SIGTERM or Ctrl-C",
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code: 0, 2 for a usage error, 3 if it could not start, 4 if it
     failed while running."""
     open_missing()
-    take_any_text()
+    set_error_handlers()
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name == "help" and rest:
         name, rest = rest[0], ["--help"]

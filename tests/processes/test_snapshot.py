@@ -99,7 +99,7 @@ def test_while_nothing_runs_the_last_picture_stays() -> None:
     assert snapshot_of(reading([], 9 * S)).lanes == []
 
 
-def test_latencies_are_told_once_for_each_request_however_often_its_marks_are_read() -> None:
+def test_latencies_are_told_once_for_each_request_however_often_its_moments_are_read() -> None:
     observer = Observer("m")
     moments = [Moment("arrived", 1, 10 * MS), Moment("first token", 1, 30 * MS)]
     assert snapshot_of(reading([], S, moments=moments), observer).ttft is not None

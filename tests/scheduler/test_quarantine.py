@@ -219,7 +219,7 @@ PROBATION_FAULTS = [
         "a-suspect-is-cleared-while-its-last-step-runs",
         f"{EXECUTOR_DEATHS}.end_probation_ahead",
         "self.preempt_for_next_suspect(suspect)",
-        "self.holdings.quarantine.passed(suspect.cleared_at); self.preempt_for_next_suspect(suspect)",
+        "self.quarantine.passed(suspect.cleared_at); self.preempt_for_next_suspect(suspect)",
     ),
     Fault(
         "the-next-suspect-joins-while-a-step-runs",
