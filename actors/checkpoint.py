@@ -101,7 +101,7 @@ class Checkpoint:
     def eos_token_ids(self) -> list[int]:
         """Every token that ends an answer, ascending, from each of the files that may name one or several.
 
-        What the model cannot write, since its vocabulary has no such token, is none of them.
+        Ids beyond the model's vocabulary are left out.
         """
         sources = (
             self.config,

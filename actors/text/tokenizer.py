@@ -64,7 +64,7 @@ class Waiting:
 
     @property
     def sort_key(self) -> float:
-        """The time at which it would have been done if it had been alone: the earliest goes first, so none waits for
+        """The time at which it was asked for, and what the rest of it takes: the earliest goes first, so none waits for
         ever."""
         return self.asked_at + self.left / CHARACTERS_PER_SECOND
 

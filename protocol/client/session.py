@@ -111,7 +111,7 @@ class Session:
         self.streams: dict[str, Stream] = {}
         self.questions = Questions()
         self.unanswered_connections = 0
-        """The number of last connections, this one included, that have brought nothing but a Welcome."""
+        """The number of connections in a row, up to this one, that have brought nothing but a Welcome."""
         self.heard_at = 0.0
         self.pinged_at: float | None = None
         self.retry_at = 0.0
@@ -429,7 +429,7 @@ class Session:
 
     def reconnect(self, now: float, reason: str) -> list[Pending]:
         """Make a new connection, since this one is lost or the gateway does not know it; fail if that has not helped
-        for several times."""
+        several times in a row."""
         self.unanswered_connections += 1
         if self.unanswered_connections > MAX_UNANSWERED_CONNECTIONS:
             return self.fail(

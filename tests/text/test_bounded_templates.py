@@ -61,6 +61,16 @@ MAKES_TOO_MUCH = {
     "a long list": "{{ (range(99999)|list * 100)|sort|length }}",
     "wrapped words": "{{ ('a b ' * 1000000)|wordwrap(1)|length }}",
     "an assigned block": "{% set a = 'h' * 100000 %}" + assigned("{{ a }}"),
+    "a translation": "{{ ('a' * 10000).translate({97: 'h' * 1000000})|length }}",
+    "a percent format of bytes": "{{ '%999999999d'.encode() % 1 }}",
+    "the filter format of bytes": "{{ '%999999999d'.encode()|format(1) }}",
+    "a format of a width in text": "{{ '{:{w}}'.format(1, w='999999999') }}",
+    "a format of a width in a map": "{{ '{:{w}}'.format_map({'w': 999999999}) }}",
+    "the filter replace of a list": "{{ (range(90000)|list|replace(',', 'h' * 100000))|length }}",
+    "a join of an attribute": "{% set m = [{'a': 'h' * 1000000}] %}{{ (m * 90000)|join(attribute='a')|length }}",
+    "words wrapped by a text": "{{ ('a b ' * 10000)|wordwrap(1, wrapstring='h' * 1000000)|length }}",
+    "links with a long target": "{{ ('http://a.de ' * 5000)|urlize(target='h' * 1000000)|length }}",
+    "a sum of long lists": "{% set a = range(90000)|list %}{{ ([a] * 9000)|sum(start=[])|length }}",
     "the same text again and again": assigned("h" * 20_000),
 }
 

@@ -14,6 +14,7 @@ from functools import wraps
 from types import BuiltinMethodType
 from typing import Any
 
+from jinja2.filters import make_attrgetter
 from jinja2.runtime import Context
 from jinja2.sandbox import MAX_RANGE, ImmutableSandboxedEnvironment
 
@@ -26,7 +27,7 @@ MOST_ITEMS = 1 << 20
 """Most items of one list: more than the longest conversation has lines, mostly."""
 
 MOST_BITS = 1 << 14
-"""Most bits of a whole number; Python writes none of more than 4,300 digits, which are as many."""
+"""Most bits of a whole number: more than the 4,300 digits that Python writes, which are 14,285 bits."""
 
 SLOW = {"pprint": 100_000, "sum": 10_000, "urlize": 100_000, "wordwrap": 100_000}
 """Filters that take a microsecond and more for a character, and the most of them, or of items, that they are given."""
@@ -37,11 +38,17 @@ LONGEST_INDENT = 100
 WIDTHS = frozenset({"center", "expandtabs", "ljust", "rjust", "to_bytes", "zfill"})
 """Methods of texts and numbers to which a number is a width."""
 
+OF_ITS_TEXT = frozenset({"format", "indent", "replace"})
+"""Filters that make a text of whatever they are given."""
+
 OF_A_NUMBER = frozenset({"batch", "center", "indent", "slice", "tojson", "wordwrap"})
 """Filters to which a number is a width, or a count of what they make."""
 
 WIDTHS_OF_FORMAT = re.compile(r"%[-+ #0-9.*]*(?:\([^()]*\)[-+ #0-9.*]*)?|\{[^{}]*\}")
 """Where the widths of a format stand; its other numbers are text."""
+
+WIDTH = re.compile(r"[0-9]{1,18}")
+"""A width that is given as text."""
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
@@ -84,7 +91,7 @@ def most_of(value: Any) -> int:
 
 def check_operands(operator: str, left: Any, right: Any) -> None:
     """Refuse an operation that would make too much of these."""
-    if operator == "%" and isinstance(left, str):
+    if operator == "%" and isinstance(left, str | bytes):
         refuse_over(MOST_CHARACTERS, width_of_format(left, right if isinstance(right, tuple) else (right,)))
     elif isinstance(left, int) and isinstance(right, int):
         if operator in ("*", "**"):
@@ -104,6 +111,7 @@ def width_of_format(text: str | bytes, given: Iterable[Any]) -> int:
     widths = [int(digits) for digits in re.findall(r"\d{1,18}", stated)]
     if within or "*" in stated:
         widths += [number for number in given if isinstance(number, int)]
+        widths += [int(digits) for digits in given if isinstance(digits, str) and WIDTH.fullmatch(digits)]
     return sum(widths)
 
 
@@ -112,7 +120,9 @@ def checked_arguments(
 ) -> tuple[Any, ...]:
     """The arguments of a method of a text or a number, with which it does not make too much."""
     if name in ("format", "format_map"):
-        refuse_over(MOST_CHARACTERS, width_of_format(of, (*args, *kwargs.values())))
+        named = args[0] if name == "format_map" and args else kwargs
+        values = named.values() if isinstance(named, Mapping) else ()
+        refuse_over(MOST_CHARACTERS, width_of_format(of, (*args, *values)))
     elif name in WIDTHS:
         width = max((arg for arg in (*args, *kwargs.values()) if isinstance(arg, int)), default=8)
         refuse_over(MAX_RANGE, width)
@@ -122,6 +132,9 @@ def checked_arguments(
         refuse_over(MOST_CHARACTERS, len(of) + of.count(args[0]) * len(args[1]))
     elif name == "join" and args:
         return (pieces(args[0], len(of)),)
+    elif name == "translate" and args and isinstance(args[0], Mapping):
+        longest = max((len(text) for text in args[0].values() if isinstance(text, str)), default=1)
+        refuse_over(MOST_CHARACTERS, len(of) * longest)
     return args
 
 
@@ -142,14 +155,17 @@ def bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any
         value, others = args[at], (*args[at + 1 :], *kwargs.values())
         if name in OF_A_NUMBER:
             refuse_over(MAX_RANGE, max((arg for arg in others if isinstance(arg, int)), default=0))
-        text = value if isinstance(value, str) else ""
+        text = value if isinstance(value, str) else str(value) if name in OF_ITS_TEXT else ""
         width = max(
             (len(arg) if isinstance(arg, str) else arg for arg in others if isinstance(arg, str | int)),
             default=0,
         )
         match name:
             case "join":
-                value = pieces(value, width)
+                value = list(value)
+                attribute = kwargs.get("attribute", others[1] if len(others) > 1 else None)
+                attribute_of = make_attrgetter(args[0].environment, attribute) if attribute else None
+                pieces(map(attribute_of, value) if attribute_of else value, width)
             case "replace" if len(others) > 1:
                 refuse_over(MOST_CHARACTERS, len(text) + text.count(str(others[0])) * width)
             case "indent":
@@ -163,6 +179,12 @@ def bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any
             case _ if name in SLOW:
                 value = list(value) if name == "sum" else value
                 refuse_over(SLOW[name], len(value) if hasattr(value, "__len__") else 0)
+                longest = max((len(arg) for arg in others if isinstance(arg, str)), default=0)
+                refuse_over(MOST_CHARACTERS, (len(text) + 1) * longest)
+                if name == "sum":
+                    refuse_over(
+                        MOST_ITEMS, sum(len(item) for item in value if isinstance(item, list | tuple))
+                    )
         return measured(function(*args[:at], value, *args[at + 1 :], **kwargs))
 
     return bounded

@@ -51,7 +51,7 @@ class Iterations:
 
 
 CURRENT: ContextVar[Iterations] = ContextVar("the rendering that is going on")
-"""None while a template is compiled: nothing that is counted is computed then, as jinja2 would do with constants."""
+"""Unset while a template is compiled, so that what counts fails there, and jinja2 leaves it for the rendering."""
 
 
 class EndlessTemplate(Exception):
@@ -70,7 +70,7 @@ def made(size: int) -> None:
 
 
 def count_iteration(nothing: str, texts: int) -> str:
-    """One more, in which the template writes as many characters of its own."""
+    """One more, in which the template may write at most ``texts`` characters of its own."""
     current = CURRENT.get()
     current.left -= 1
     if current.left < 0:
