@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from slipstream.actors.executor.model.loading.load import make_model
 from slipstream.actors.executor.step.batch import RunningBatch
-from slipstream.actors.executor.step.program import ModelProgram
+from slipstream.actors.executor.step.model_runner import ModelRunner
 from slipstream.protocol.client.timeline import utilization
 from slipstream.protocol.internal import Join, Plan
 
@@ -60,7 +60,7 @@ class BareLoop:
         self.blocks = -(-self.length // BLOCK)
         model = make_model(str(folder), device=torch.device("cpu"), attention_backend="torch")
         with torch.inference_mode():
-            self.program = ModelProgram(model, rows, self.length, BLOCK, 1 + rows * self.blocks)
+            self.runner = ModelRunner(model, rows, self.length, BLOCK, 1 + rows * self.blocks)
         self.batch = RunningBatch(rows, max(2048, rows), self.blocks)
 
     def first(self) -> Plan:
@@ -95,7 +95,7 @@ class BareLoop:
         begun = time.perf_counter()
         for step in range(self.new):
             work = self.batch.stage(self.first() if step == 0 else Plan(step), staging)
-            self.program.run(torch.from_numpy(staging), outputs, work)
+            self.runner.run(torch.from_numpy(staging), outputs, work)
             assert int(outputs[: self.rows].min()) >= 0
         seconds = time.perf_counter() - begun
         self.batch.stage(Plan(self.new, leaves=np.arange(self.rows, dtype=np.int32).tobytes()), staging)

@@ -184,7 +184,7 @@ def bench_sampling(model: PagedModel, rows: int) -> None:
     record["temperature"], record["top_p"], record["seed_low"] = 0.8, 1.0, np.arange(rows)
     requests = torch.from_numpy(record.view(np.int32).reshape(rows, -1)).to(DEVICE)
     for what, kind in (("greedy", SamplingKind()), ("sampled", SamplingKind(greedy=False))):
-        cost = measure(lambda kind=kind: sampler.choose(logits, slots, requests, slots, kind))
+        cost = measure(lambda kind=kind: sampler.sample(logits, slots, requests, slots, kind))
         read = logits.nbytes / 1e6
         say(f"  {rows:3} rows, {what:7} {cost}, of logits of {read:.1f} MB")
 

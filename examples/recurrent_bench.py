@@ -33,7 +33,7 @@ ROWS = (1, 32)
 def measure(config: PreTrainedConfig) -> dict[str, Any]:
     begun = time.perf_counter()
     rig = Rig(config, Variant(SLOTS, CONTEXT, None, "auto", 0))
-    model = rig.program.model
+    model = rig.runner.model
     assert model.stateful is not None
     found: dict[str, Any] = {
         "parameters": sum(weight.numel() for weight in model.transformer.parameters()),
@@ -44,7 +44,7 @@ def measure(config: PreTrainedConfig) -> dict[str, Any]:
     }
     for rows in ROWS:
         found[f"{rows} rows, graph"] = rig.decode(rows)[1]
-        found[f"{rows} rows, launched"] = rig.decode(rows, run=rig.program.run)[1]
+        found[f"{rows} rows, launched"] = rig.decode(rows, run=rig.runner.run)[1]
     tokens = BUDGET - 1
     found[f"prompt of {tokens}"] = rig.mixed(rig.graphed.run, 1, tokens)[1]
     found["all_s"] = time.perf_counter() - begun

@@ -107,8 +107,8 @@ class Rig:
         from slipstream.actors.executor.model.loading.load import from_config, replace
         from slipstream.actors.executor.model.quantization.linear import quantize_layers
         from slipstream.actors.executor.model.scales import measure_scales
-        from slipstream.actors.executor.step.graphs import GraphedProgram
-        from slipstream.actors.executor.step.program import ModelProgram
+        from slipstream.actors.executor.step.graphs import GraphRunner
+        from slipstream.actors.executor.step.model_runner import ModelRunner
 
         where = torch.device("cuda:0")
         self.device = CudaDevice(0)
@@ -127,11 +127,11 @@ class Rig:
                     stack.down.normal_(0.0, 0.01)
                     stack.up.normal_(0.0, 0.001)
             scales = measure_scales(model) if variant.kv_cache_dtype == "fp8" else None
-            self.program = ModelProgram(model, slots, LENGTH, BLOCK, scales=scales)
+            self.runner = ModelRunner(model, slots, LENGTH, BLOCK, scales=scales)
             buckets = buckets_of(slots, BUDGET, LENGTH)
             self.graphs = CudaGraphs(self.device)
-            self.graphed = GraphedProgram(self.program, self.graphs.capture, LENGTH, buckets)
-            self.program.allocate_cache(1 + slots * (self.context + 200) // BLOCK + 2 * LENGTH // BLOCK)
+            self.graphed = GraphRunner(self.runner, self.graphs.capture, LENGTH, buckets)
+            self.runner.allocate_cache(1 + slots * (self.context + 200) // BLOCK + 2 * LENGTH // BLOCK)
         torch.cuda.synchronize()
         self.graphed.capture_all()
         stateful = model.stateful is not None
@@ -199,7 +199,7 @@ def measure(name: str, variant: Variant) -> dict[str, Any]:
         "graphs": count,
         "capture_s": graphs.seconds,
         "graph_mib": graphs.bytes / 2**20,
-        "weights_mib": rig.program.model.weight_bytes / 2**20,
+        "weights_mib": rig.runner.model.weight_bytes / 2**20,
     }
     print(
         f"{name}: {count} graphs in {graphs.seconds:.1f} s, {found['graph_mib']:.0f} MiB;"
@@ -220,7 +220,7 @@ def measure(name: str, variant: Variant) -> dict[str, Any]:
         found[f"{decodes} rows and {tokens} tokens"] = host, device
         line = f"{name}: {decodes} rows and {tokens} tokens of a prompt: host {host:.2f} ms, device {device:.2f} ms"
         if tokens <= 512:
-            eager = rig.mixed(rig.program.run, decodes, tokens)
+            eager = rig.mixed(rig.runner.run, decodes, tokens)
             line += f"; launched kernel by kernel {eager[0]:.2f} and {eager[1]:.2f} ms"
         print(line, flush=True)
     return found

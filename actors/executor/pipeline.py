@@ -26,7 +26,7 @@ from .devices.device import Buffer, Device, Event
 from .step.description import Step
 
 
-class Program(Protocol):
+class StepRunner(Protocol):
     """The computation of one step, on the compute stream."""
 
     def run(self, inputs: Buffer, outputs: Buffer, step: Step) -> None:
@@ -34,7 +34,7 @@ class Program(Protocol):
         ...
 
     def begin(self, inputs: Buffer, step: Step) -> None:
-        """The first part of ``run``, for a step with masks; the program keeps the logits."""
+        """The first part of ``run``, for a step with masks; the runner keeps the logits."""
         ...
 
     def finish(self, inputs: Buffer, masks: Buffer, outputs: Buffer, step: Step) -> None:
@@ -90,7 +90,7 @@ class Pipeline:
     def __init__(
         self,
         device: Device,
-        program: Program,
+        runner: StepRunner,
         depth: int,
         input_size: int,
         output_size: int,
@@ -99,7 +99,7 @@ class Pipeline:
         """Sizes in int32, of the largest step."""
         self.device = device
         self.h2d, self.compute, self.d2h = device.h2d, device.compute, device.d2h
-        self.program = program
+        self.runner = runner
         self.slots = [
             PipelineSlot(
                 staging=device.staging(input_size),
@@ -159,13 +159,11 @@ class Pipeline:
         self.compute.record(slot.compute_started)
         if step.masked:
             self.awaiting_masks = slot
-            self.compute.launch(
-                lambda: self.program.begin(slot.inputs, step), reads=(slot.inputs,), writes=()
-            )
+            self.compute.launch(lambda: self.runner.begin(slot.inputs, step), reads=(slot.inputs,), writes=())
             self.compute.record(slot.forward_done)
             return
         self.compute.launch(
-            lambda: self.program.run(slot.inputs, slot.outputs, step),
+            lambda: self.runner.run(slot.inputs, slot.outputs, step),
             reads=(slot.inputs,),
             writes=(slot.outputs,),
         )
@@ -184,7 +182,7 @@ class Pipeline:
         self.compute.wait(self.masks_done)
         self.compute.record(slot.sampling_started)
         self.compute.launch(
-            lambda: self.program.finish(slot.inputs, self.masks, slot.outputs, step),
+            lambda: self.runner.finish(slot.inputs, self.masks, slot.outputs, step),
             reads=(slot.inputs, self.masks),
             writes=(slot.outputs,),
         )

@@ -7,7 +7,7 @@ import pytest
 from chaos import Chaos, chaos_load, everything_fails
 from covering import few_of
 from simulation import VOCAB, World, known_token, random_load
-from slipstream.actors.executor.step.emulated_program import next_token
+from slipstream.actors.executor.step.emulated_runner import next_token
 
 
 @pytest.mark.parametrize("depth", few_of([1, 2, 3, 4], 2, 4))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from chorus import Chorus
 from simulation import VOCAB, idle, random_params, random_prompt
-from slipstream.actors.executor.step.emulated_program import known_logprobs
+from slipstream.actors.executor.step.emulated_runner import known_logprobs
 from slipstream.actors.gateway.gateway import Gateway
 from slipstream.actors.gateway.ledger import answer_params
 from slipstream.protocol.client.outputs import Collector

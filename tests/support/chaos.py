@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from simulation import EOS, MODEL_LEN, VOCAB, World, byte_tokenizer, expected_tokens, idle, random_prompt
-from slipstream.actors.executor.step.emulated_program import known_logprobs
+from slipstream.actors.executor.step.emulated_runner import known_logprobs
 from slipstream.actors.scheduler.scheduler import Scheduler
 from slipstream.actors.text.vocabulary.pieces import BYTE_OF
 from slipstream.protocol.client.pending import Pending, Stream

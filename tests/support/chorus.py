@@ -28,7 +28,7 @@ from simulation import (
 )
 from slipstream.actors.executor.executor import Executor
 from slipstream.actors.executor.step.description import Step
-from slipstream.actors.executor.step.emulated_program import EmulatedProgram, known_logprobs
+from slipstream.actors.executor.step.emulated_runner import EmulatedRunner, known_logprobs
 from slipstream.actors.executor.step.layout import ResultLayout
 from slipstream.actors.executor.step.sampling_kind import SamplingKind
 from slipstream.actors.gateway.ledger import answer_params
@@ -106,10 +106,10 @@ def seen_of(prompt: list[int], params: SamplingParams) -> list[int]:
     return prompt if most is None or most < 0 else prompt[-most:]
 
 
-class CountingProgram(EmulatedProgram):
+class CountingRunner(EmulatedRunner):
     """Counts the tokens of sequences with a penalty, and expects the count of a row that samples to be its own.
 
-    The real program keeps a count of each token in the slot; here the number of all is enough to tell that what
+    The real runner keeps a count of each token in the slot; here the number of all is enough to tell that what
     an earlier holder had was forgotten, and that all that the present one has was counted, once.
     """
 
@@ -138,7 +138,7 @@ class CountingProgram(EmulatedProgram):
         if step.layout.counts:
             np.add.at(self.counted, step.layout.view(inputs, "counts")["slot"], 1)
 
-    def choose(
+    def sample(
         self,
         slots: np.ndarray,
         allowed: tuple[np.ndarray, np.ndarray] | None,
@@ -151,7 +151,7 @@ class CountingProgram(EmulatedProgram):
         assert (self.counted[rows] == self.position[rows]).all(), (
             "a penalty counts other tokens than the sequence's"
         )
-        super().choose(slots, allowed, outputs, kind, results)
+        super().sample(slots, allowed, outputs, kind, results)
         if kind.penalties:
             self.counted[slots] += 1
 
@@ -197,7 +197,7 @@ def wished(rng: random.Random, pair: tuple[str, str]) -> SamplingParams:
 class Wishes(Chorus):
     """Asks for every pair once."""
 
-    program = CountingProgram
+    runner = CountingRunner
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed, slots=8, blocks=200, budget=600)
@@ -206,9 +206,9 @@ class Wishes(Chorus):
     def most_reported(self) -> int:
         executor = self.actors["executor"]
         assert isinstance(executor, Executor)
-        program = executor.pipeline.program
-        assert isinstance(program, CountingProgram)
-        return program.most_reported
+        runner = executor.pipeline.runner
+        assert isinstance(runner, CountingRunner)
+        return runner.most_reported
 
     def load(self) -> None:
         """Ask, let all be answered, and look at the answers."""

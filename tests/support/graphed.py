@@ -1,7 +1,7 @@
-"""The real `GraphedProgram` around the emulated program, and all that it does noted in a recording.
+"""The real `GraphRunner` around the emulated runner, and all that it does noted in a recording.
 
 Graphs are closures (``replay.py``). What torch does to a buffer is seen where torch dispatches it; what the emulated
-program does, which is numpy's, is said by its parts.
+runner does, which is numpy's, is said by its parts.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from recording import RecordedBatch, RecordedProgram, Recording, RecordingDevice
+from recording import RecordedBatch, RecordedRunner, Recording, RecordingDevice
 from slipstream.actors.executor.devices.device import Buffer
 from slipstream.actors.executor.devices.emulated import EmulatedDevice
 from slipstream.actors.executor.step.description import Step
-from slipstream.actors.executor.step.emulated_program import EmulatedProgram
-from slipstream.actors.executor.step.graphs import GraphedProgram
+from slipstream.actors.executor.step.emulated_runner import EmulatedRunner
+from slipstream.actors.executor.step.graphs import GraphRunner
 from slipstream.actors.executor.step.layout import ResultLayout, StepLayout
 from slipstream.actors.executor.step.sampling_kind import SamplingKind
 from torch import Tensor
@@ -37,32 +37,32 @@ class TensorDevice(EmulatedDevice):
         return staging.numpy()
 
 
-class TensorProgram:
-    """The emulated program in the parts, and of the tensors, that `GraphedProgram` wants."""
+class TensorRunner:
+    """The emulated runner in the parts, and of the tensors, that `GraphRunner` wants."""
 
-    def __init__(self, program: EmulatedProgram, recording: Recording, *, stateful: bool = False) -> None:
-        self.program = program
+    def __init__(self, runner: EmulatedRunner, recording: Recording, *, stateful: bool = False) -> None:
+        self.runner = runner
         self.recording = recording
         self.states = SimpleNamespace() if stateful else None
         self.model = SimpleNamespace(
-            device=torch.device("cpu"), vocab_size=program.vocab_size, dtype=torch.float32
+            device=torch.device("cpu"), vocab_size=runner.vocab_size, dtype=torch.float32
         )
 
     def apply(self, inputs: Tensor, step: Step) -> None:
         self.recording.use([inputs], [])
-        self.program.apply(inputs.numpy(), step)
+        self.runner.apply(inputs.numpy(), step)
 
     def forward(
         self, inputs: Tensor, layout: StepLayout, max_kv_len: int, row_tokens: tuple[int, ...] = ()
     ) -> Tensor:
         self.recording.use([inputs], [])
-        self.program.forward(inputs.numpy(), layout)
-        return torch.zeros(layout.logits, self.program.vocab_size)
+        self.runner.forward(inputs.numpy(), layout)
+        return torch.zeros(layout.logits, self.runner.vocab_size)
 
     def count(self, inputs: Tensor, step: Step) -> None:
-        """Penalties change no token of the emulated program."""
+        """Penalties change no token of the emulated runner."""
 
-    def choose(
+    def sample(
         self,
         logits: Tensor,
         sample_slots: Tensor,
@@ -73,11 +73,11 @@ class TensorProgram:
     ) -> None:
         self.recording.use([logits, sample_slots, *(allowed or ())], [outputs])
         masks = None if allowed is None else (allowed[0].numpy(), allowed[1].numpy())
-        self.program.choose(sample_slots.numpy(), masks, outputs.numpy(), kind, results)
+        self.runner.sample(sample_slots.numpy(), masks, outputs.numpy(), kind, results)
 
     def report_prompts(self, logits: Tensor, inputs: Tensor, outputs: Tensor, step: Step) -> None:
         self.recording.use([logits, inputs], [outputs])
-        self.program.report_prompts(inputs.numpy(), outputs.numpy(), step)
+        self.runner.report_prompts(inputs.numpy(), outputs.numpy(), step)
 
 
 class Uses(TorchDispatchMode):
@@ -101,10 +101,10 @@ class Uses(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class RecordedGraphs(RecordedProgram):
-    """A `GraphedProgram` whose every access is noted."""
+class RecordedGraphs(RecordedRunner):
+    """A `GraphRunner` whose every access is noted."""
 
-    def __init__(self, graphed: GraphedProgram, recording: Recording, batch: RecordedBatch) -> None:
+    def __init__(self, graphed: GraphRunner, recording: Recording, batch: RecordedBatch) -> None:
         super().__init__(graphed, recording, batch)
         self.graphed = graphed
         for name, buffer in (

@@ -14,7 +14,7 @@ from types import ModuleType
 
 from slipstream.actors.executor.executor import Executor
 from slipstream.actors.executor.pipeline import Pipeline
-from slipstream.actors.executor.step.graphs import GraphedProgram
+from slipstream.actors.executor.step.graphs import GraphRunner
 from slipstream.actors.scheduler.scheduler import Scheduler
 
 PIPELINE = "slipstream.actors.executor.pipeline"
@@ -44,7 +44,7 @@ class Fault:
     depths: tuple[int, ...] = ALL
     module: str = PIPELINE
     graphed: bool = False
-    """Shows only where the program replays graphs, whose inputs and outputs are the same for every step."""
+    """Shows only where the runner replays graphs, whose inputs and outputs are the same for every step."""
     first: int = 0
     """The seed to begin with: where a fault that shows in few schedules has shown."""
 
@@ -56,7 +56,7 @@ class Code:
     pipeline: type[Pipeline] = Pipeline
     executor: type[Executor] = Executor
     scheduler: type[Scheduler] = Scheduler
-    graphed: type[GraphedProgram] = GraphedProgram
+    graphed: type[GraphRunner] = GraphRunner
 
 
 REAL = Code()
@@ -79,7 +79,7 @@ def plant(fault: Fault) -> Code:
     if fault.module == STEP_ACTOR:
         return Code(executor=type("Executor", (Executor,), {"launch": module.StepActor.launch}))
     if fault.module == GRAPHS:
-        return Code(graphed=module.GraphedProgram)
+        return Code(graphed=module.GraphRunner)
     if fault.module in CLASSES:
         parts: dict[str, object] = {name: vars(module)[name] for name in CLASSES[fault.module]}
         for user, name in ((HOLDINGS, "Holdings"), (PLANNER, "Planner")):
@@ -118,13 +118,13 @@ H2D_COPY = "self.h2d.copy(slot.inputs, slot.staging, step.layout.input_size)"
 H2D_DONE = "self.h2d.record(slot.h2d_done)"
 COMPUTE_WAITS = "self.compute.wait(slot.h2d_done)"
 COMPUTE_STARTED = "self.compute.record(slot.compute_started)"
-RUN = "lambda: self.program.run(slot.inputs, slot.outputs, step)"
+RUN = "lambda: self.runner.run(slot.inputs, slot.outputs, step)"
 LAUNCH = f"self.compute.launch(\n            {RUN}"
 MASKS_COPY = "self.h2d.copy(self.masks, self.mask_staging, step.mask_size)"
 MASKS_DONE = "self.h2d.record(self.masks_done)"
 MASKS_WAIT = "self.compute.wait(self.masks_done)"
 MASKS_DUE = "if self.awaiting_masks is not None and not self.under_way else None"
-SAMPLE = "lambda: self.program.finish(slot.inputs, self.masks, slot.outputs, step)"
+SAMPLE = "lambda: self.runner.finish(slot.inputs, self.masks, slot.outputs, step)"
 COMPUTE_DONE = "self.compute.record(slot.compute_done)"
 D2H_WAITS = "self.d2h.wait(slot.compute_done)"
 D2H_COPY = "self.d2h.copy(slot.results, slot.outputs, step.results.size)"
@@ -142,7 +142,7 @@ BEFORE = "(self.under_way[-1] if self.under_way else slot)"
 
 def to_graph(source: str) -> str:
     """A copy of a step's inputs past the slot, to those that graphs read."""
-    return f"self.h2d.copy(self.program.inputs, {source}, step.layout.graph_input_size)"
+    return f"self.h2d.copy(self.runner.inputs, {source}, step.layout.graph_input_size)"
 
 
 def shared(field: str, made: str) -> Edits:
@@ -515,14 +515,14 @@ FAULTS = (
     Fault(
         "graph-inputs-written-by-the-host",
         "graph inputs",
-        ((COMPUTE_WAITS, f"{COMPUTE_WAITS}; self.device.array(self.program.inputs)[:1] = 0"),),
+        ((COMPUTE_WAITS, f"{COMPUTE_WAITS}; self.device.array(self.runner.inputs)[:1] = 0"),),
         MANY,
         graphed=True,
     ),
     Fault(
         "tokens-copied-straight-from-the-graph",
         "graph outputs",
-        ((D2H_COPY, D2H_COPY.replace("slot.outputs", "self.program.outputs")),),
+        ((D2H_COPY, D2H_COPY.replace("slot.outputs", "self.runner.outputs")),),
         MANY,
         graphed=True,
     ),

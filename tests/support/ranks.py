@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from llguidance import LLExecutor
 from rank_threads import at_once
-from replay import Replays, SpoilingProgram
+from replay import Replays, SpoilingRunner
 from slipstream.actors.executor.background_work import FIRST_TOKENS_S
 from slipstream.actors.executor.devices.cpu import CpuDevice
 from slipstream.actors.executor.executor import Executor
@@ -31,7 +31,7 @@ from slipstream.actors.executor.ranks.leader import Leader, name_of
 from slipstream.actors.executor.sampling.masks import Masks
 from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.executor.step.buckets import buckets_of
-from slipstream.actors.executor.step.program import ModelProgram
+from slipstream.actors.executor.step.model_runner import ModelRunner
 from slipstream.actors.scheduler.config import SchedulerConfig
 from slipstream.actors.scheduler.scheduler import Scheduler
 from slipstream.actors.text.grammars.grammar import GrammarCompiler
@@ -62,16 +62,16 @@ class Rank:
         self.batch = RunningBatch(
             SLOTS, BUDGET, LENGTH // BLOCK, buckets, compiler().words, stateful=model.stateful is not None
         )
-        program = ModelProgram(model, SLOTS, LENGTH, BLOCK, blocks, check_carry_over=True)
+        runner = ModelRunner(model, SLOTS, LENGTH, BLOCK, blocks, check_carry_over=True)
         self.replays = Replays()
         self.graphed = None
         if buckets is not None:
-            self.graphed = SpoilingProgram(program, self.replays.capture, LENGTH, buckets)
-        self.program = program
+            self.graphed = SpoilingRunner(runner, self.replays.capture, LENGTH, buckets)
+        self.runner = runner
         batch = self.batch
         self.pipeline = Pipeline(
             self.device,
-            self.graphed or program,
+            self.graphed or runner,
             depth,
             batch.input_capacity,
             batch.output_capacity,
@@ -221,7 +221,7 @@ class Service:
             follower.end()
         for rank in self.ranks:
             rank.device.close()
-        states = [rank.program.state for rank in self.ranks]
+        states = [rank.runner.state for rank in self.ranks]
         for state in states[1:]:
             for name in ("tokens", "position", "finished", "block_table"):
                 assert torch.equal(getattr(state, name), getattr(states[0], name)), name

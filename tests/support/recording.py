@@ -6,8 +6,8 @@ A recording is made of what happens, not of what the pipeline says about itself:
 - an event notes when the host saw it passed (``synchronize``);
 - the host's view of a staging buffer notes when it is read and written;
 - a buffer is allocated when it is asked for, and freed when the last reference to it is gone;
-- a program notes, in the launch that runs it, the buffers it was given and the sequence slots and KV
-  blocks that the step uses (``RecordedProgram``);
+- a runner notes, in the launch that runs it, the buffers it was given and the sequence slots and KV
+  blocks that the step uses (``RecordedRunner``);
 - a batch notes to whom a plan hands sequence slots and KV blocks (``RecordedBatch``).
 
 ``races`` finds what no event orders.
@@ -29,7 +29,7 @@ from slipstream.actors.executor.step.description import Step
 from slipstream.protocol.internal import Plan
 
 if TYPE_CHECKING:
-    from slipstream.actors.executor.pipeline import PipelineSlot, Program
+    from slipstream.actors.executor.pipeline import PipelineSlot, StepRunner
 
 HOST = "host"
 SEQUENCE_SLOT = "sequence slot"
@@ -389,30 +389,30 @@ class RecordedBatch(RunningBatch):
 
 
 LOGITS = Location("logits of a forward pass", 0)
-"""They stay with the program until the step's sampling."""
+"""They stay with the runner until the step's sampling."""
 
 
-class RecordedProgram:
-    """Notes, in the launch that runs it, what the program is given and what the staged step uses."""
+class RecordedRunner:
+    """Notes, in the launch that runs it, what the runner is given and what the staged step uses."""
 
-    def __init__(self, program: Program, recording: Recording, batch: RecordedBatch) -> None:
-        self.program = program
+    def __init__(self, runner: StepRunner, recording: Recording, batch: RecordedBatch) -> None:
+        self.runner = runner
         self.recording = recording
         self.batch = batch
 
     def run(self, inputs: Buffer, outputs: Buffer, step: Step) -> None:
         self.touch(self.batch.uses.pop(id(step), None), [inputs], [outputs])
-        self.program.run(inputs, outputs, step)
+        self.runner.run(inputs, outputs, step)
 
     def begin(self, inputs: Buffer, step: Step) -> None:
         self.touch(self.batch.uses.get(id(step)), [inputs], [])
         self.recording.touch([], [LOGITS])
-        self.program.begin(inputs, step)
+        self.runner.begin(inputs, step)
 
     def finish(self, inputs: Buffer, masks: Buffer, outputs: Buffer, step: Step) -> None:
         self.touch(self.batch.uses.pop(id(step), None), [inputs, masks], [outputs])
         self.recording.touch([LOGITS], [])
-        self.program.finish(inputs, masks, outputs, step)
+        self.runner.finish(inputs, masks, outputs, step)
 
     def touch(self, uses: Uses | None, reads: list[Buffer], writes: list[Buffer]) -> None:
         """Buffers, and what the staged step uses; a graph is captured from a step that nobody staged."""

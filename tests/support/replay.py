@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from slipstream.actors.executor.devices.cuda import CudaDevice, CudaGraphs
 from slipstream.actors.executor.step.description import Step
-from slipstream.actors.executor.step.graphs import GraphedProgram
+from slipstream.actors.executor.step.graphs import GraphRunner
 from torch import Tensor
 
 
@@ -58,7 +58,7 @@ class CountedGraphs:
         return Replay(graph.replay, self.replays)
 
 
-class SpoilingProgram(GraphedProgram):
+class SpoilingRunner(GraphRunner):
     """Between steps everything static holds what must not be read: NaN and numbers out of bounds.
 
     A later graph of the same pool writes where an earlier one had its results; so does this.

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from llguidance import LLExecutor
-from replay import CountedGraphs, Replays, SpoilingProgram
+from replay import CountedGraphs, Replays, SpoilingRunner
 from slipstream.actors.executor.devices.cuda import CudaDevice
 from slipstream.actors.executor.devices.device import Device
 from slipstream.actors.executor.executor import Executor
@@ -21,8 +21,8 @@ from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.executor.sampling.masks import Masks
 from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.executor.step.buckets import buckets_of
-from slipstream.actors.executor.step.graphs import GraphedProgram
-from slipstream.actors.executor.step.program import ModelProgram
+from slipstream.actors.executor.step.graphs import GraphRunner
+from slipstream.actors.executor.step.model_runner import ModelRunner
 from slipstream.actors.scheduler.config import SchedulerConfig
 from slipstream.actors.scheduler.scheduler import Scheduler
 from slipstream.actors.text.grammars.grammar import GrammarCompiler
@@ -78,21 +78,21 @@ class Rig:
         batch = RunningBatch(SLOTS, BUDGET, LENGTH // BLOCK, buckets, compiler().words, stateful=stateful)
         background_work = None
         with torch.inference_mode():
-            program = ModelProgram(model, SLOTS, LENGTH, BLOCK, blocks, check_carry_over=True)
+            runner = ModelRunner(model, SLOTS, LENGTH, BLOCK, blocks, check_carry_over=True)
             if on_gpu:
                 torch.cuda.synchronize(model.device)  # it was made on the default stream
             if buckets:
                 # What graphs of a GPU leave is written over by the next: they share their memory.
-                graphed = GraphedProgram if on_gpu else SpoilingProgram
-                program = graphed(program, self.graphs.capture, LENGTH, buckets)
+                graphed = GraphRunner if on_gpu else SpoilingRunner
+                runner = graphed(runner, self.graphs.capture, LENGTH, buckets)
                 if on_gpu:
                     torch.cuda.synchronize(model.device)
                 if graphs == "all":
-                    program.capture_all()
+                    runner.capture_all()
                 if graphs == "meanwhile":
-                    background_work = self.capturing(program)
+                    background_work = self.capturing(runner)
         pipeline = Pipeline(
-            self.device, program, depth, batch.input_capacity, batch.output_capacity, batch.mask_capacity
+            self.device, runner, depth, batch.input_capacity, batch.output_capacity, batch.mask_capacity
         )
         masks = Masks(compiler(), SLOTS, LLExecutor())
         capacity = Capacity(blocks, BLOCK, prefix_caching=not stateful)
@@ -112,12 +112,12 @@ class Rig:
             self.adapters.start([])
         self.start()
 
-    def capturing(self, program: GraphedProgram) -> Callable[[], float | None]:
+    def capturing(self, runner: GraphRunner) -> Callable[[], float | None]:
         """Captures a graph on the compute stream, behind what is queued there, as on a GPU."""
 
         def capture_next() -> float | None:
             done: queue.SimpleQueue[bool] = queue.SimpleQueue()
-            self.device.compute.launch(lambda: done.put(program.capture_next()), (), ())
+            self.device.compute.launch(lambda: done.put(runner.capture_next()), (), ())
             return 0.0 if done.get(timeout=30.0) else None
 
         return capture_next

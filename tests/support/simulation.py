@@ -17,7 +17,7 @@ from slipstream.actors.executor.ranks.follower import Follower
 from slipstream.actors.executor.ranks.leader import Leader, name_of
 from slipstream.actors.executor.sampling.masks import Masks
 from slipstream.actors.executor.step.batch import RunningBatch
-from slipstream.actors.executor.step.emulated_program import EmulatedProgram, known_logprobs
+from slipstream.actors.executor.step.emulated_runner import EmulatedRunner, known_logprobs
 from slipstream.actors.gateway.gateway import Gateway
 from slipstream.actors.scheduler.config import SchedulerConfig
 from slipstream.actors.scheduler.scheduler import Scheduler
@@ -53,7 +53,7 @@ VOCAB = byte_tokenizer().get_vocab_size()
 
 
 def known_token(previous: int, position: int, seed: int, vocab_size: int) -> int:
-    """``emulated_program.next_token`` in plain integers; ``test_simulation.py`` holds the two together."""
+    """``emulated_runner.next_token`` in plain integers; ``test_simulation.py`` holds the two together."""
     mixed = previous * 0x9E3779B97F4A7C15 % 2**64
     mixed ^= (position * 0xBF58476D1CE4E5B9 + seed) % 2**64
     mixed = (mixed ^ (mixed >> 31)) * 0x94D049BB133111EB % 2**64
@@ -156,7 +156,7 @@ class EmulatedPlaces:
 class World(Simulator):
     """Five actors around an emulated device, and clients that check what they get."""
 
-    program: Callable[..., EmulatedProgram] = EmulatedProgram
+    runner: Callable[..., EmulatedRunner] = EmulatedRunner
     batch: Callable[..., RunningBatch] = RunningBatch
     scheduler: Callable[[SchedulerConfig], Scheduler] = Scheduler
     gateway: Callable[..., Gateway] = Gateway
@@ -180,9 +180,9 @@ class World(Simulator):
             device = EmulatedDevice(1.0, clock_ns=world.clock_ns, realtime=False)
             compiler = grammar_compiler()
             batch = self.batch(slots, budget, -(-MODEL_LEN // block_size), mask_words=compiler.words)
-            program = self.program(slots, MODEL_LEN, VOCAB, check_carry_over=check)
+            runner = self.runner(slots, MODEL_LEN, VOCAB, check_carry_over=check)
             pipeline = Pipeline(
-                device, program, depth, batch.input_capacity, batch.output_capacity, batch.mask_capacity
+                device, runner, depth, batch.input_capacity, batch.output_capacity, batch.mask_capacity
             )
             return pipeline, batch
 

@@ -23,7 +23,7 @@ from slipstream.actors.executor.executor import Executor
 from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.executor.sampling.masks import Masks
 from slipstream.actors.executor.step.batch import RunningBatch
-from slipstream.actors.executor.step.emulated_program import EmulatedProgram
+from slipstream.actors.executor.step.emulated_runner import EmulatedRunner
 from slipstream.actors.scheduler.config import SchedulerConfig
 from slipstream.actors.scheduler.scheduler import Scheduler
 from slipstream.actors.text.grammars.grammar import GrammarCompiler
@@ -576,7 +576,7 @@ def test_the_time_in_which_the_device_waits_for_masks_does_not_count_as_computin
     batch = RunningBatch(1, 16, 4, mask_words=grammar_compiler().words)
     pipeline = Pipeline(
         device,
-        EmulatedProgram(1, 32, VOCAB),
+        EmulatedRunner(1, 32, VOCAB),
         2,
         batch.input_capacity,
         batch.output_capacity,

@@ -65,7 +65,7 @@ class Follower(StepActor):
                 self.capture_next()
 
     def pass_masks(self) -> None:
-        """Let the step go on that waits for masks: only rank 0, which chooses, has any."""
+        """Let the step go on that waits for masks: only rank 0, which samples, has any."""
         if self.pipeline.masks_due is not None:
             self.pipeline.sample()
 

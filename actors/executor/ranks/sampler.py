@@ -1,7 +1,7 @@
-"""Rank 0 chooses the tokens, and all ranks have them.
+"""Rank 0 samples the tokens, and all ranks have them.
 
-The logits of two ranks may differ in their last bits, so that two choices would part their token tables for ever. One
-small copy on the compute stream gives all the same, and the grammars and counts of the choice stay on one rank.
+The logits of two ranks may differ in their last bits, so that two samplings would part their token tables for ever. One
+small copy on the compute stream gives all the same, and the grammars and counts of the sampling stay on one rank.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def sampler_of(group: RankGroup | None, slots: int, vocab_size: int, device: tor
 
 
 class LeadingSampler(Sampler):
-    """On rank 0: sends the others what it has chosen."""
+    """On rank 0: sends the others what it has sampled."""
 
     def __init__(self, group: RankGroup, slots: int, vocab_size: int, device: torch.device) -> None:
         super().__init__(slots, vocab_size, device)
         self.group = group
 
-    def choose(
+    def sample(
         self,
         logits: Tensor,
         slots: Tensor,
@@ -42,17 +42,17 @@ class LeadingSampler(Sampler):
         kind: SamplingKind,
         allowed: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        return self.group.broadcast(super().choose(logits, slots, requests, position, kind, allowed))
+        return self.group.broadcast(super().sample(logits, slots, requests, position, kind, allowed))
 
 
 class FollowingSampler(Sampler):
-    """On the others: keeps nothing and chooses nothing."""
+    """On the others: keeps nothing and samples nothing."""
 
     def __init__(self, group: RankGroup) -> None:
         self.group = group
 
     def join(self, slots: Tensor, penalised: Sequence[int]) -> None:
-        """Rank 0 keeps what it chooses by."""
+        """Rank 0 keeps what it samples by."""
 
     def join_biases(self, biases: Tensor) -> None:
         """As ``join``."""
@@ -63,7 +63,7 @@ class FollowingSampler(Sampler):
     def count_sampled(self, slots: Tensor, tokens: Tensor) -> None:
         """As ``join``."""
 
-    def choose(
+    def sample(
         self,
         logits: Tensor,
         slots: Tensor,

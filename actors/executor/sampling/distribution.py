@@ -19,7 +19,7 @@ DRAW_BLOCK = 256
 to 128k, so that both searches are about as long."""
 
 
-def sample(
+def draw(
     logits: Tensor,
     temperature: Tensor,
     top_k: Tensor,
@@ -43,7 +43,7 @@ def sample(
     weights = scaled.exp()
     if truncated:
         weights = truncate(weights, scaled, top_k, top_p, min_p, candidates=candidates, nucleus=nucleus)
-    return torch.where(is_greedy, greedy, draw(weights, draws))
+    return torch.where(is_greedy, greedy, inverse_transform(weights, draws))
 
 
 def below_best(logits: Tensor, best: Tensor, temperature: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ def least_of_top_p(weights: Tensor, scaled: Tensor, top_p: Tensor) -> Tensor:
     return -found.view(torch.float32)[:, 0]
 
 
-def draw(weights: Tensor, draws: Tensor) -> Tensor:
+def inverse_transform(weights: Tensor, draws: Tensor) -> Tensor:
     """The index int64 [S] at which the cumulative sum of ``weights`` [S, V] exceeds ``draws`` [S] times their total.
 
     In two levels, which spares the cumulative sums of the whole vocabulary in float64. An index without

@@ -1,4 +1,4 @@
-"""Batch-invariant choice of tokens: no bit of it depends on what else is chosen in the step.
+"""Batch-invariant sampling: no bit of it depends on what else is sampled in the step.
 
 Torch adds the numbers of a row in an order that depends on how many rows there are, and on a CPU it divides large
 tensors among threads in the middle of rows.
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..step.sampling_kind import SamplingKind
 from .distribution import truncated_logits
-from .sampler import Sampler, choose_by_kernels
+from .sampler import Sampler, sample_by_kernels
 
 
 def invariant_sampler(slots: int, vocab_size: int, device: torch.device) -> Sampler:
@@ -24,17 +24,17 @@ def invariant_sampler(slots: int, vocab_size: int, device: torch.device) -> Samp
 class OneByOneSampler(Sampler):
     """Rows are drawn for one after the other."""
 
-    def sample(
+    def draw(
         self, logits: Tensor, position: Tensor, asked: Callable[[str], Tensor], kind: SamplingKind
     ) -> Tensor:
-        sample, found = super().sample, []
+        draw, found = super().draw, []
         for row in range(len(logits)):
             one = slice(row, row + 1)
 
             def asked_by_one(name: str, one: slice = one) -> Tensor:
                 return asked(name)[one]
 
-            found.append(sample(logits[one], position[one], asked_by_one, kind))
+            found.append(draw(logits[one], position[one], asked_by_one, kind))
         return torch.cat(found)
 
     def totals(self, logits: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class OneByOneSampler(Sampler):
 class SameKernelsSampler(OneByOneSampler):
     """On a GPU the same kernels draw for all rows, whatever any of them asks for."""
 
-    def sample(
+    def draw(
         self, logits: Tensor, position: Tensor, asked: Callable[[str], Tensor], kind: SamplingKind
     ) -> Tensor:
         if kind.truncated:
@@ -59,4 +59,4 @@ class SameKernelsSampler(OneByOneSampler):
                 candidates=kind.candidates,
                 nucleus=kind.nucleus,
             )
-        return choose_by_kernels(logits, position, asked, greedy=False)
+        return sample_by_kernels(logits, position, asked, greedy=False)

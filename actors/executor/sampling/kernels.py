@@ -1,4 +1,4 @@
-"""The choice of tokens that needs nothing but the logits, a temperature and a draw, in two or three Triton kernels.
+"""Sampling that needs nothing but the logits, a temperature and a draw, in two or three Triton kernels.
 
 Plain torch makes a dozen passes over the vocabulary in float32 and two dozen kernels of a few numbers. These read the
 logits, in whatever dtype they have, once to find the greatest and once more to add up the weights. `distribution`

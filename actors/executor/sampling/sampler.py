@@ -1,4 +1,4 @@
-"""Choosing the next tokens: all rows of a step at once.
+"""Samples the next tokens: those of all rows of a step at once.
 
 Randomness is counter based: the number for a token is a function of (request seed, token index) and of nothing else. A
 request therefore draws the same numbers whatever else is in the batch, at any depth of the pipeline, and again after a
@@ -23,7 +23,7 @@ from torch import Tensor
 from ....protocol.limits import MAX_LOGIT_BIAS
 from ..step.fields import BIAS, JOIN, column
 from ..step.sampling_kind import SamplingKind
-from .distribution import sample
+from .distribution import draw
 from .random_numbers import seed_of, uniform
 
 IN_PROMPT = 1 << 30
@@ -80,9 +80,9 @@ class Sampler:
         place = slots * self.vocab_size + tokens
         self.counts.view(-1).scatter_add_(0, place, torch.ones_like(tokens))
 
-    # --- the choice -------------------------------------------------------------------------------
+    # --- sampling ---------------------------------------------------------------------------------
 
-    def choose(
+    def sample(
         self,
         logits: Tensor,
         slots: Tensor,
@@ -103,7 +103,7 @@ class Sampler:
             return column(requests, JOIN, name)
 
         if logits.is_cuda and plain:
-            return choose_by_kernels(logits, position, asked, greedy=kind.greedy)
+            return sample_by_kernels(logits, position, asked, greedy=kind.greedy)
         if kind.greedy and plain:
             return logits.argmax(dim=-1).int()
         index = position - asked("prompt_len")
@@ -128,13 +128,13 @@ class Sampler:
             logits = logits.index_copy(0, rows, masked(logits[rows], masks))
         if kind.greedy:
             return logits.argmax(dim=-1).int()
-        return self.sample(logits, position, asked, kind).int()
+        return self.draw(logits, position, asked, kind).int()
 
-    def sample(
+    def draw(
         self, logits: Tensor, position: Tensor, asked: Callable[[str], Tensor], kind: SamplingKind
     ) -> Tensor:
-        """As `distribution.sample`, with what the rows ``asked`` for and the draws of the tokens at ``position``."""
-        return sample(
+        """As `distribution.draw`, with what the rows ``asked`` for and the draws of the tokens at ``position``."""
+        return draw(
             logits,
             asked("temperature"),
             asked("top_k").long(),
@@ -151,7 +151,7 @@ class Sampler:
         return logits.logsumexp(dim=-1, keepdim=True)
 
 
-def choose_by_kernels(
+def sample_by_kernels(
     logits: Tensor, position: Tensor, asked: Callable[[str], Tensor], *, greedy: bool
 ) -> Tensor:
     """The next tokens of rows that ask for a temperature and nothing else, on a GPU.

@@ -17,7 +17,7 @@ from ..ranks.leader import Leader, name_of
 from ..sampling.masks import Masks
 from ..step.batch import RunningBatch
 from ..step_limit import StepLimit
-from .engine import Engine, facts_of, max_batched_tokens, program_of
+from .engine import Engine, facts_of, max_batched_tokens, runner_of
 from .imports import import_libraries
 from .load import load, load_adapters, load_grammars
 from .memory import check_states, count_blocks
@@ -42,12 +42,12 @@ def build(context: StartContext) -> Executor | Follower:
 
 def build_emulated(context: StartContext, options: ExecutorOptions) -> Executor | Follower:
     from ..devices.emulated import EmulatedDevice
-    from ..step.emulated_program import EmulatedProgram
+    from ..step.emulated_runner import EmulatedRunner
 
     slots, length, size = options.max_num_seqs, options.max_model_len, options.block_size
     engine = Engine(
         device=EmulatedDevice(options.emulated_step_ms),
-        program=EmulatedProgram(slots, length, options.vocab_size, check_carry_over=options.check_carry_over),
+        runner=EmulatedRunner(slots, length, options.vocab_size, check_carry_over=options.check_carry_over),
         blocks=min(1 + slots * -(-length // size), EMULATED_BLOCKS),
         facts={"device": "emulated", "step_ms": options.emulated_step_ms},
     )
@@ -80,11 +80,11 @@ def on_cpu(context: StartContext, options: ExecutorOptions, model: PagedModel) -
     from ..devices.cpu import CpuDevice
 
     check_states(options, model, None)
-    program = program_of(options, model)
+    runner = runner_of(options, model)
     context.phase("allocate cache")
     blocks = count_blocks(options, model, None)
-    program.allocate_cache(blocks)
-    return Engine(device=CpuDevice(), program=program, blocks=blocks, facts=facts_of(options, model, blocks))
+    runner.allocate_cache(blocks)
+    return Engine(device=CpuDevice(), runner=runner, blocks=blocks, facts=facts_of(options, model, blocks))
 
 
 def assemble(
@@ -106,7 +106,7 @@ def assemble(
     )
     pipeline = Pipeline(
         engine.device,
-        engine.program,
+        engine.runner,
         options.pipeline_depth,
         batch.input_capacity,
         batch.output_capacity,

@@ -1,4 +1,4 @@
-"""What an executor on any device is built from: the device, the program of its steps, and the facts about both."""
+"""What an executor on any device is built from: the device, the runner of its steps, and the facts about both."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 from ...options import ExecutorOptions
 from ..devices.device import Device
 from ..devices.kinds import kind_of
-from ..pipeline import Program
+from ..pipeline import StepRunner
 from ..step.buckets import Buckets
 from .memory import bytes_per_block
 
 if TYPE_CHECKING:
     from ..model.paged_model import PagedModel
-    from ..step.program import ModelProgram
+    from ..step.model_runner import ModelRunner
 
 
 @dataclass(kw_only=True)
 class Engine:
-    """A device and the program that computes steps on it, as a start has made them, and what is known of both."""
+    """A device and the runner that computes steps on it, as a start has made them, and what is known of both."""
 
     device: Device
-    program: Program
+    runner: StepRunner
     blocks: int
     """Of the cache."""
     facts: dict[str, Any]
@@ -37,16 +37,16 @@ class Engine:
     """All three as ``Executor`` takes them."""
 
 
-def program_of(options: ExecutorOptions, model: PagedModel) -> ModelProgram:
-    """The program of a model, without its cache."""
-    from ..step.program import ModelProgram
+def runner_of(options: ExecutorOptions, model: PagedModel) -> ModelRunner:
+    """The runner of a model, without its cache."""
+    from ..step.model_runner import ModelRunner
 
     scales = None
     if options.kv_cache_dtype == "fp8":
         from ..model.scales import measure_scales
 
         scales = measure_scales(model)
-    return ModelProgram(
+    return ModelRunner(
         model,
         options.max_num_seqs,
         options.max_model_len,

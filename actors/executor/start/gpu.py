@@ -14,11 +14,11 @@ from ..model.paged_model import PagedModel
 from ..step.buckets import Buckets, buckets_of
 from ..step.capturing import Capturing, agreed
 from ..step.description import Step
-from ..step.graphs import GraphedProgram
-from ..step.program import ModelProgram
+from ..step.graphs import GraphRunner
+from ..step.model_runner import ModelRunner
 from ..step.warm_up import decode_step, largest_step, null_run, steps_of_all_kernels, warm_up
 from ..triton_tools.compilation import compile_ahead, some_are_compiled
-from .engine import Engine, facts_of, max_batched_tokens, program_of
+from .engine import Engine, facts_of, max_batched_tokens, runner_of
 from .memory import Memory, bytes_of_graphs, check_states, count_blocks, step_too_large
 
 
@@ -40,14 +40,14 @@ def on_gpu(
     mode, reason = graph_mode(options.cuda_graphs, model.uncapturable)
     buckets = buckets_of(options.max_num_seqs, tokens, length)
     check_states(options, model, Memory(*device.memory()))
-    program = program_of(options, model)
-    graphed = None if mode == "off" else GraphedProgram(program, graphs.capture, length, buckets)
+    runner = runner_of(options, model)
+    graphed = None if mode == "off" else GraphRunner(runner, graphs.capture, length, buckets)
 
-    knows = context.restarted and options.measured is not None and program.states is None
+    knows = context.restarted and options.measured is not None and runner.states is None
     known = options.measured if agreed(model, knows and some_are_compiled(model.device)) else None
     if known is None:
         context.phase("compile kernels")
-        step_bytes, room = measure(options, program, device, buckets)
+        step_bytes, room = measure(options, runner, device, buckets)
     else:
         context.phase("take room")
         step_bytes, room = known.step_bytes, known.room
@@ -56,7 +56,7 @@ def on_gpu(
     reserved = 0 if graphed is None else bytes_of_graphs(len(graphed.forward_keys()), layers, step_bytes)
     context.phase("allocate cache")
     blocks = count_blocks(options, model, Memory(*device.memory(), reserved))
-    program.allocate_cache(blocks)
+    runner.allocate_cache(blocks)
     device.synchronize()  # it was made on the default stream
 
     facts = facts_of(options, model, blocks) | {"graphs": f"off: {reason}" if reason else mode}
@@ -70,14 +70,14 @@ def on_gpu(
         capture_at_start(capturing, everything=mode == "start")
     if known is None:
         context.phase("warm up")
-        run = program.run if graphed is None else graphed.run
+        run = runner.run if graphed is None else graphed.run
         with device.computing():
-            steps = warm_up(program, run, buckets, length, device.synchronize)
+            steps = warm_up(runner, run, buckets, length, device.synchronize)
         known = Measured(step_bytes, room, tuple(steps))
     facts["settled"] = {"measured": asdict(known)}
-    engine = Engine(device=device, program=program, blocks=blocks, facts=facts, steps=list(known.steps))
+    engine = Engine(device=device, runner=runner, blocks=blocks, facts=facts, steps=list(known.steps))
     if graphed is not None and capturing is not None:
-        engine.program, engine.buckets, engine.background_work = graphed, buckets, capturing.capture_next
+        engine.runner, engine.buckets, engine.background_work = graphed, buckets, capturing.capture_next
         engine.catching_up = capturing.announces = bool(graphed.queue.common)
         engine.repeats = lambda: graphed.queue.repeats
     return engine
@@ -113,7 +113,7 @@ def require_room(room: int, options: ExecutorOptions, device: CudaDevice, bucket
 
 
 def measure(
-    options: ExecutorOptions, program: ModelProgram, device: CudaDevice, buckets: Buckets
+    options: ExecutorOptions, runner: ModelRunner, device: CudaDevice, buckets: Buckets
 ) -> tuple[int, int]:
     """Run the largest steps, over a cache of one block: their kernels are compiled then, and have their memory.
 
@@ -121,25 +121,25 @@ def measure(
     step of any kind.
     """
     torch.cuda.empty_cache()  # what loading took, on another stream, is of no use to steps
-    program.allocate_cache(1)
+    runner.allocate_cache(1)
     device.synchronize()
     before, length = device.taken(), options.max_model_len
 
     def run_all_kernels() -> None:
         for step in steps_of_all_kernels(buckets, length):
-            null_run(program, program.run, step, length)()
+            null_run(runner, runner.run, step, length)()
 
     def most_memory(step: Step) -> int:
         with device.computing():  # the inputs too: on another stream they may be written after they are read
-            run = null_run(program, program.run, step, length)
+            run = null_run(runner, runner.run, step, length)
         return device.most_memory(run)
 
     try:
         with device.computing():
-            compile_ahead(program.model.device, run_all_kernels)
+            compile_ahead(runner.model.device, run_all_kernels)
         captured = most_memory(largest_step(buckets, length, everything=False))
         most_memory(largest_step(buckets, length, everything=True))
-        if program.states is not None:
+        if runner.states is not None:
             captured = most_memory(decode_step(buckets, buckets.decode[-1], length))
     except torch.OutOfMemoryError as error:
         raise step_too_large(options, buckets.mixed[-1]) from error

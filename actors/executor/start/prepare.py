@@ -53,7 +53,7 @@ def prepare(context: StartContext) -> Prepared:
     os.environ.update(ENVIRONMENT)
     if options.device == "emulated":
         from ..devices import emulated  # noqa: F401
-        from ..step import emulated_program  # noqa: F401
+        from ..step import emulated_runner  # noqa: F401
 
         return Prepared(load_grammars(context, options))
     gpu = uses_gpu(options.device)
@@ -69,7 +69,7 @@ def prepare(context: StartContext) -> Prepared:
                 import_kernels()
             else:
                 from ..devices import cpu  # noqa: F401
-                from ..step import program  # noqa: F401
+                from ..step import model_runner  # noqa: F401
         model = skeleton = None
         if shares:
             torch.set_num_threads(1)  # a fork has no other threads, and would wait for them

@@ -1,1 +1,1 @@
-"""One step: its layout, the running batch that packs it, the program that computes it, its CUDA graphs."""
+"""One step: its layout, the running batch that packs it, the runner that computes it, its CUDA graphs."""

@@ -8,7 +8,7 @@ from typing import Any
 from ....runtime.log import logger
 from ..devices.cuda import CudaGraphs
 from ..model.paged_model import PagedModel
-from .graphs import GraphedProgram
+from .graphs import GraphRunner
 
 
 def agreed(model: PagedModel, own: bool) -> bool:
@@ -26,7 +26,7 @@ class Capturing:
 
     def __init__(
         self,
-        graphed: GraphedProgram,
+        graphed: GraphRunner,
         graphs: CudaGraphs,
         reserved: int,
         facts: dict[str, Any],
@@ -47,7 +47,7 @@ class Capturing:
         if not self.graphed.queue:
             return None
         before = self.graphs.seconds
-        model = self.graphed.program.model
+        model = self.graphed.runner.model
         begins = model.group is None or agreed(model, self.has_room())
         done = begins and self.graphed.capture_next()
         if not begins or not agreed(model, done):

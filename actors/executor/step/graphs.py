@@ -25,7 +25,7 @@ from .capture_queue import CaptureQueue
 from .description import Step
 from .graph_keys import ForwardKey, SamplingKey
 from .layout import layout_of, result_layout
-from .program import ModelProgram, allowed_of
+from .model_runner import ModelRunner, allowed_of
 from .warm_up import decode_layout, mixed_layout, null_inputs
 
 MOST_RARE_GRAPHS = 256
@@ -41,15 +41,15 @@ class Graph(Protocol):
         ...
 
 
-class GraphedProgram:
-    """A `ModelProgram` that replays what has been captured of a step and runs the rest as it is.
+class GraphRunner:
+    """A `ModelRunner` that replays what has been captured of a step and runs the rest as it is.
 
     Graphs are captured at the start (``capture_all``) or one by one (``capture_next``), in the order of ``queue``.
     """
 
     def __init__(
         self,
-        program: ModelProgram,
+        runner: ModelRunner,
         capture: Callable[[Callable[[], None] | None, Callable[[], None]], Graph],
         max_model_len: int,
         buckets: Buckets,
@@ -58,11 +58,11 @@ class GraphedProgram:
         it runs neither, since the second has run before. It waits until all work that is queued there is done. After a
         ``torch.OutOfMemoryError`` from it nothing more is captured.
         """
-        self.program = program
+        self.runner = runner
         self.capture = capture
         self.max_model_len = max_model_len
         self.buckets = buckets
-        model, slots = program.model, buckets.seq_slots
+        model, slots = runner.model, buckets.seq_slots
         self.null_slot = slots
         largest = mixed_layout(buckets, buckets.mixed[-1], reports=True)
         self.inputs = torch.zeros(largest.graph_input_size, dtype=torch.int32, device=model.device)
@@ -89,7 +89,7 @@ class GraphedProgram:
         A model that keeps states has graphs only of steps that decode, since each chunk of a prompt runs at its own
         length.
         """
-        mixed = reversed(self.buckets.mixed) if self.program.states is None else ()
+        mixed = reversed(self.buckets.mixed) if self.runner.states is None else ()
         layouts = [mixed_layout(self.buckets, tokens) for tokens in mixed]
         layouts += [decode_layout(self.buckets, rows) for rows in reversed(self.buckets.decode)]
         return [layout.forward_key for layout in layouts]
@@ -112,14 +112,14 @@ class GraphedProgram:
     # --- the step -----------------------------------------------------------------------------------
 
     def run(self, inputs: Tensor, outputs: Tensor, step: Step) -> None:
-        """As `ModelProgram.run`."""
+        """As `ModelRunner.run`."""
         self.begin(inputs, step)
         self.finish(inputs, None, outputs, step)
 
     def begin(self, inputs: Tensor, step: Step) -> None:
-        """As `ModelProgram.begin`."""
-        program, layout = self.program, step.layout
-        program.apply(inputs, step)
+        """As `ModelRunner.begin`."""
+        runner, layout = self.runner, step.layout
+        runner.apply(inputs, step)
         self.inputs[: layout.graph_input_size].copy_(inputs[: layout.graph_input_size])
         graph = self.forwards.get(layout.forward_key)
         if graph is not None:
@@ -128,13 +128,13 @@ class GraphedProgram:
             if not step.row_tokens:
                 self.queue.want(layout.forward_key)
             # With the bounds of a graph, so that it needs no kernel that was not compiled for one.
-            logits = program.forward(self.inputs, layout, self.max_model_len, step.row_tokens)
+            logits = runner.forward(self.inputs, layout, self.max_model_len, step.row_tokens)
             self.logits[: layout.logits].copy_(logits)
-        program.count(inputs, step)
+        runner.count(inputs, step)
 
     def finish(self, inputs: Tensor, masks: Tensor | None, outputs: Tensor, step: Step) -> None:
-        """As `ModelProgram.finish`."""
-        program, layout, kind = self.program, step.layout, step.kind
+        """As `ModelRunner.finish`."""
+        runner, layout, kind = self.runner, step.layout, step.kind
         if layout.samples:
             key = SamplingKey(layout.samples, kind)
             graph = self.sampling(key) if masks is None else None
@@ -147,9 +147,9 @@ class GraphedProgram:
                     self.queue.want(key)
                 slots = self.inputs[: layout.samples]
                 allowed = allowed_of(inputs, masks, step)
-                program.choose(self.logits, slots, allowed, outputs, kind, step.results)
+                runner.sample(self.logits, slots, allowed, outputs, kind, step.results)
         if layout.prompt_logprobs:
-            program.report_prompts(self.logits, inputs, outputs, step)
+            runner.report_prompts(self.logits, inputs, outputs, step)
 
     # --- capture ------------------------------------------------------------------------------------
 
@@ -189,7 +189,7 @@ class GraphedProgram:
 
     def capture_forward(self, key: ForwardKey, *, has_run: bool) -> Graph:
         """Capture a forward pass from the static inputs to the static logits; ``has_run`` as in ``capture_one``."""
-        program, seq_slots = self.program, self.buckets.seq_slots
+        runner, seq_slots = self.runner, self.buckets.seq_slots
         layout = layout_of(
             seq_slots=seq_slots,
             decode_only=key.decode_only,
@@ -204,19 +204,19 @@ class GraphedProgram:
             null_inputs(self.inputs, layout, self.null_slot, self.max_model_len)
 
         def work() -> None:
-            logits.copy_(program.forward(self.inputs, layout, self.max_model_len))
+            logits.copy_(runner.forward(self.inputs, layout, self.max_model_len))
 
         return self.capture(None if has_run else prepare, work)
 
     def capture_sampling(self, key: SamplingKey, *, has_run: bool) -> Graph:
         """Capture the sampling from the static logits to the static outputs; ``has_run`` as in ``capture_one``."""
-        program, slots = self.program, self.inputs[: key.samples]
+        runner, slots = self.runner, self.inputs[: key.samples]
         results = result_layout(key.samples, key.kind.logprobs, 0, 0)
 
         def prepare() -> None:
             slots.fill_(self.null_slot)
 
         def work() -> None:
-            program.choose(self.logits, slots, None, self.outputs, key.kind, results)
+            runner.sample(self.logits, slots, None, self.outputs, key.kind, results)
 
         return self.capture(None if has_run else prepare, work)

@@ -18,7 +18,7 @@ from .batch import MIN_CANDIDATES
 from .buckets import Buckets, padded
 from .description import Step
 from .layout import StepLayout, layout_of
-from .program import ModelProgram
+from .model_runner import ModelRunner
 from .sampling_kind import SamplingKind
 
 TIMED_SIZES = 6
@@ -80,7 +80,7 @@ def null_row_tokens(layout: StepLayout, max_model_len: int) -> tuple[int, ...]:
 
 
 def null_run(
-    program: ModelProgram,
+    runner: ModelRunner,
     run: Callable[[Tensor, Tensor, Step], None],
     step: Step,
     max_model_len: int,
@@ -89,11 +89,11 @@ def null_run(
 
     They are written on the current stream, on which the run belongs.
     """
-    device = program.model.device
+    device = runner.model.device
     inputs = torch.zeros(step.layout.input_size, dtype=torch.int32, device=device)
     outputs = torch.zeros(step.results.size, dtype=torch.int32, device=device)
     null_inputs(inputs, step.layout, step.layout.seq_slots, max_model_len)
-    if program.states is not None:
+    if runner.states is not None:
         step = replace(step, row_tokens=null_row_tokens(step.layout, max_model_len))
     return lambda: run(inputs, outputs, step)
 
@@ -139,13 +139,13 @@ def steps_of_all_kernels(buckets: Buckets, max_model_len: int) -> Iterator[Step]
 
 
 def warm_up(
-    program: ModelProgram,
+    runner: ModelRunner,
     run: Callable[[Tensor, Tensor, Step], None],
     buckets: Buckets,
     max_model_len: int,
     synchronize: Callable[[], None],
 ) -> list[tuple[int, int]]:
-    """Run steps with prompts of several sizes by ``run``, the program's or that of its graphs, and some that decode.
+    """Run steps with prompts of several sizes by ``run``, the runner's or that of its graphs, and some that decode.
 
     Returns for each with prompts its tokens, and the ns that it took until ``synchronize`` saw it end.
     """
@@ -157,8 +157,8 @@ def warm_up(
         step = Step(layout, SamplingKind(), num_samples=0, max_kv_len=max_model_len)
         if not timed:  # kernels that are the same for all sizes: those that draw
             short = replace(step, kind=SamplingKind(greedy=False), max_kv_len=1)
-            null_run(program, run, short, max_model_len)()
-        once = null_run(program, run, step, max_model_len)
+            null_run(runner, run, short, max_model_len)()
+        once = null_run(runner, run, step, max_model_len)
         took: list[int] = []
         for _ in range(TIMES):
             synchronize()
@@ -168,6 +168,6 @@ def warm_up(
             took.append(time.monotonic_ns() - begun)
         timed.append((tokens, min(took)))
     for rows in (buckets.decode[0], buckets.decode[-1]):
-        null_run(program, run, decode_step(buckets, rows, max_model_len), max_model_len)()
+        null_run(runner, run, decode_step(buckets, rows, max_model_len), max_model_len)()
     synchronize()
     return timed

@@ -145,7 +145,7 @@ def known_answer(case: Case, vocab_size: int) -> list[int]:
     """The tokens that the emulated device answers."""
     import numpy as np
 
-    from ..actors.executor.step.emulated_program import next_token
+    from ..actors.executor.step.emulated_runner import next_token
 
     assert case.params.max_tokens is not None
     tokens = list(case.prompt)

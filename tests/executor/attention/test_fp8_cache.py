@@ -13,7 +13,7 @@ from slipstream.actors.executor.model.loading.load import load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.model.scales import HEADROOM, measure_scales, scale_of
 from slipstream.actors.executor.start.memory import Memory, bytes_per_block, count_blocks
-from slipstream.actors.executor.step.program import ModelProgram
+from slipstream.actors.executor.step.model_runner import ModelRunner
 from slipstream.actors.options import ExecutorOptions, ModelOptions
 from torch import Tensor
 
@@ -128,9 +128,9 @@ def test_with_wrong_scales_the_logits_are_wrong(model: PagedModel) -> None:
 
 
 def test_blocks_are_copied_bit_by_bit(model: PagedModel) -> None:
-    program = ModelProgram(model, 2, 64, BLOCK, 4, scales=measure_scales(model))
-    pool = program.cache.keys[0]
+    runner = ModelRunner(model, 2, 64, BLOCK, 4, scales=measure_scales(model))
+    pool = runner.cache.keys[0]
     assert pool.dtype == FP8
     pool.view(torch.uint8)[1] = torch.arange(256).to(torch.uint8)[: pool.shape[-1]]
-    program.cache.copy_blocks(torch.tensor([1]), torch.tensor([3]))
+    runner.cache.copy_blocks(torch.tensor([1]), torch.tensor([3]))
     assert torch.equal(pool.view(torch.uint8)[3], pool.view(torch.uint8)[1])

@@ -16,7 +16,7 @@ import pytest
 import simulation
 import torch
 from covering import few_of
-from graphed import RecordedGraphs, TensorDevice, TensorProgram
+from graphed import RecordedGraphs, TensorDevice, TensorRunner
 from race_faults import CHECKER, CHECKER_FAULTS, FAULTS, HARMLESS, REAL, SLOT, Code, Fault, edited, plant
 from race_oracle import Pair, by_execution, by_reachability, random_program, used_after_loss
 from races import Race, races
@@ -26,7 +26,7 @@ from recording import (
     SEQUENCE_SLOT,
     STATE_SLOT,
     RecordedBatch,
-    RecordedProgram,
+    RecordedRunner,
     Recording,
     RecordingDevice,
 )
@@ -35,11 +35,11 @@ from simulation import EOS, MODEL_LEN, VOCAB, World, grammar_compiler
 from slipstream.actors.executor.devices.device import Buffer, Device
 from slipstream.actors.executor.devices.emulated import EmulatedDevice
 from slipstream.actors.executor.executor import Executor
-from slipstream.actors.executor.pipeline import Program
+from slipstream.actors.executor.pipeline import StepRunner
 from slipstream.actors.executor.sampling.masks import Masks
 from slipstream.actors.executor.step.buckets import buckets_of
 from slipstream.actors.executor.step.description import Step
-from slipstream.actors.executor.step.emulated_program import EmulatedProgram
+from slipstream.actors.executor.step.emulated_runner import EmulatedRunner
 from slipstream.actors.scheduler.config import SchedulerConfig
 from slipstream.actors.scheduler.scheduler import Scheduler
 from slipstream.protocol.events import Completed, PeerUp
@@ -151,7 +151,7 @@ def test_the_host_is_seen_reading_and_writing_however_it_does() -> None:
 
 def recorded(
     inner: Device,
-    model: Program,
+    model: StepRunner,
     depth: int,
     slots: int,
     blocks: int,
@@ -168,16 +168,16 @@ def recorded(
     batch = RecordedBatch(
         recording, BLOCK_SIZE, slots, BUDGET, max_blocks, buckets, compiler.words, stateful=stateful
     )
-    program = RecordedProgram(model, recording, batch)
+    runner = RecordedRunner(model, recording, batch)
     background_work = None
     if buckets is not None:
-        assert isinstance(model, EmulatedProgram)
-        parts: Any = TensorProgram(model, recording, stateful=stateful)
+        assert isinstance(model, EmulatedRunner)
+        parts: Any = TensorRunner(model, recording, stateful=stateful)
         replaying = code.graphed(parts, Replays().capture, MODEL_LEN, buckets)
-        program = RecordedGraphs(replaying, recording, batch)
-        background_work = program.capturing(device)
+        runner = RecordedGraphs(replaying, recording, batch)
+        background_work = runner.capturing(device)
     pipeline = code.pipeline(
-        device, program, depth, batch.input_capacity, batch.output_capacity, batch.mask_capacity
+        device, runner, depth, batch.input_capacity, batch.output_capacity, batch.mask_capacity
     )
     recording.name_slots(pipeline.slots)
     for name, buffer in (("mask staging", pipeline.mask_staging), ("masks", pipeline.masks)):
@@ -205,7 +205,7 @@ class RecordedWorld(World):
         def executor(world: Simulator) -> Executor:
             kind = TensorDevice if graphed else EmulatedDevice
             device = kind(1.0, clock_ns=world.clock_ns, realtime=False)
-            model = EmulatedProgram(slots, MODEL_LEN, VOCAB)
+            model = EmulatedRunner(slots, MODEL_LEN, VOCAB)
             executor, recording = recorded(device, model, depth, slots, blocks, code, graphed, stateful)
             self.recordings.append(recording)
             self.executors.append(executor)
@@ -346,43 +346,43 @@ def test_only_a_step_with_a_grammar_is_launched_in_two_parts() -> None:
     assert launches == steps + copies
 
 
-class SlowProgram:
+class SlowRunner:
     """The emulated model on the CPU device, slow enough that the host is ahead of it."""
 
     def __init__(self, slots: int) -> None:
-        self.program = EmulatedProgram(slots, MODEL_LEN, VOCAB)
+        self.runner = EmulatedRunner(slots, MODEL_LEN, VOCAB)
 
     def run(self, inputs: Buffer, outputs: Buffer, step: Step) -> None:
         time.sleep(0.001)
-        self.program.run(inputs.numpy(), outputs.numpy(), step)
+        self.runner.run(inputs.numpy(), outputs.numpy(), step)
 
     def begin(self, inputs: Buffer, step: Step) -> None:
         time.sleep(0.001)
-        self.program.begin(inputs.numpy(), step)
+        self.runner.begin(inputs.numpy(), step)
 
     def finish(self, inputs: Buffer, masks: Buffer, outputs: Buffer, step: Step) -> None:
-        self.program.finish(inputs.numpy(), masks.numpy(), outputs.numpy(), step)
+        self.runner.finish(inputs.numpy(), masks.numpy(), outputs.numpy(), step)
 
 
-def on_threads() -> tuple[Device, Program]:
-    return ThreeWorkers(), SlowProgram(4)
+def on_threads() -> tuple[Device, StepRunner]:
+    return ThreeWorkers(), SlowRunner(4)
 
 
-def on_cuda() -> tuple[Device, Program]:
-    """The real program. Its attention is made of torch's operations, so that PyTorch's own stream sanitizer
+def on_cuda() -> tuple[Device, StepRunner]:
+    """The real runner. Its attention is made of torch's operations, so that PyTorch's own stream sanitizer
     (``TORCH_CUDA_SANITIZER=1`` in the environment) sees all that it reads and writes."""
     from slipstream.actors.executor.devices.cuda import CudaDevice
     from slipstream.actors.executor.model.loading.load import from_config
-    from slipstream.actors.executor.step.program import ModelProgram
+    from slipstream.actors.executor.step.model_runner import ModelRunner
 
     config = make_config("llama", vocab_size=VOCAB, eos_token_id=EOS, max_position_embeddings=MODEL_LEN)
     where = torch.device("cuda", 0)
     model = from_config(config, where, torch.float32, attention_backend="torch")
     device = CudaDevice()
     with torch.inference_mode():
-        program = ModelProgram(model, 4, MODEL_LEN, BLOCK_SIZE, 18, check_carry_over=True)
+        runner = ModelRunner(model, 4, MODEL_LEN, BLOCK_SIZE, 18, check_carry_over=True)
     torch.cuda.synchronize()
-    return device, program
+    return device, runner
 
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -391,12 +391,10 @@ NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
 @pytest.mark.parametrize("start", [on_threads, pytest.param(on_cuda, marks=NO_GPU)])
 def test_the_pipeline_has_no_race_on_real_streams(
-    start: Callable[[], tuple[Device, Program]], depth: int
+    start: Callable[[], tuple[Device, StepRunner]], depth: int
 ) -> None:
-    device, program = start()
-    executor, recording = recorded(
-        device, program, depth, 4, 18, REAL, graphed=False, stateful=depth % 2 == 0
-    )
+    device, runner = start()
+    executor, recording = recorded(device, runner, depth, 4, 18, REAL, graphed=False, stateful=depth % 2 == 0)
     scheduler = Scheduler(SchedulerConfig(4, BUDGET, MODEL_LEN, depth, (EOS,)))
     actors: dict[object, Actor] = {"executor": executor, "scheduler": scheduler}
     ended: set[int] = set()

@@ -312,7 +312,7 @@ def test_a_row_is_drawn_for_and_its_logprobs_are_the_same_whoever_is_beside_it()
     }
     position = torch.arange(20)
     kind = SamplingKind(greedy=False, truncated=True, candidates=100, nucleus=True)
-    tokens = sampler.sample(logits, position, parameters.__getitem__, kind)
+    tokens = sampler.draw(logits, position, parameters.__getitem__, kind)
     totals = sampler.totals(logits)
     for row in range(20):
         one = slice(row, row + 1)
@@ -320,7 +320,7 @@ def test_a_row_is_drawn_for_and_its_logprobs_are_the_same_whoever_is_beside_it()
         def asked(name: str, one: slice = one) -> Tensor:
             return parameters[name][one]
 
-        assert torch.equal(sampler.sample(logits[one], position[one], asked, kind), tokens[one])
+        assert torch.equal(sampler.draw(logits[one], position[one], asked, kind), tokens[one])
         assert torch.equal(sampler.totals(logits[one]), totals[one])
 
 

@@ -18,7 +18,7 @@ from slipstream.actors.executor.model.stateful.module import RowStates, Stateful
 from slipstream.actors.executor.model.stateful.running import StatefulModules, segments_of
 from slipstream.actors.executor.model.stateful.scan import Scan, going_on
 from slipstream.actors.executor.model.support import Layers
-from slipstream.actors.executor.step.program import ModelProgram
+from slipstream.actors.executor.step.model_runner import ModelRunner
 from slipstream.protocol.errors import ModelNotSupported
 from tiny_models import STATEFUL, make_config
 from torch import Tensor, nn
@@ -218,10 +218,10 @@ def test_the_modules_of_others_keep_the_scan_of_transformers() -> None:
 def test_joining_clears_the_slot_and_that_of_padding() -> None:
     model = from_config(make_config("mamba"), CPU, torch.float32)
     with torch.inference_mode():
-        program = ModelProgram(model, 3, 64, 8, 9)
-        assert program.states is not None
-        for pool in program.states.pools.values():
+        runner = ModelRunner(model, 3, 64, 8, 9)
+        assert runner.states is not None
+        for pool in runner.states.pools.values():
             pool.fill_(float("nan"))
-        program.join(torch.tensor([1]), torch.zeros(1, program.state.requests.shape[1], dtype=torch.int32))
-    for pool in program.states.pools.values():
+        runner.join(torch.tensor([1]), torch.zeros(1, runner.state.requests.shape[1], dtype=torch.int32))
+    for pool in runner.states.pools.values():
         assert pool.isnan().any(1).tolist() == [True, False, True, False]

@@ -15,7 +15,7 @@ from slipstream.actors.executor.pipeline import Pipeline
 from slipstream.actors.executor.ranks.follower import Follower
 from slipstream.actors.executor.ranks.leader import Leader
 from slipstream.actors.executor.step.batch import RunningBatch
-from slipstream.actors.executor.step.emulated_program import EmulatedProgram
+from slipstream.actors.executor.step.emulated_runner import EmulatedRunner
 from slipstream.protocol.events import Completed, HandedOn, PeerUp
 from slipstream.protocol.internal import Capacity, CaptureNext, Plan
 from slipstream.runtime.actor import Actor
@@ -49,9 +49,9 @@ class Graphs:
 
 def parts() -> tuple[Pipeline, RunningBatch]:
     batch = RunningBatch(4, 64, 4)
-    program = EmulatedProgram(4, 64, 100, check_carry_over=False)
+    runner = EmulatedRunner(4, 64, 100, check_carry_over=False)
     capacities = (batch.input_capacity, batch.output_capacity, batch.mask_capacity)
-    return Pipeline(EmulatedDevice(1.0), program, 2, *capacities), batch
+    return Pipeline(EmulatedDevice(1.0), runner, 2, *capacities), batch
 
 
 def hosted(

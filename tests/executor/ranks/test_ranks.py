@@ -1,4 +1,4 @@
-"""Two ranks give the tokens that one gives: the real scheduler, pipeline and program, and gloo between threads."""
+"""Two ranks give the tokens that one gives: the real scheduler, pipeline and runner, and gloo between threads."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ torch.set_num_threads(1)
 
 
 def requests(schedule: int = 5) -> list[tuple[list[int], SamplingParams]]:
-    """Prompts that are computed in pieces, that share beginnings, and every wish that changes the choice."""
+    """Prompts that are computed in pieces, that share beginnings, and every wish that changes the sampling."""
     rng = random.Random(schedule)
     shared = [rng.randrange(VOCAB_SIZE - 2) for _ in range(20)]
     wishes = [
@@ -188,19 +188,19 @@ def test_all_ranks_do_the_same_together_in_one_order_on_their_compute_streams(
     sums = 2 * 2 * kinds["gather"] - 2 * ends
     assert kinds["sum"] == sums, "after attention and feed-forward of each of two layers"
     assert steps - 30 <= kinds["broadcast"] <= kinds["gather"] == steps, (
-        "once a step, unless nothing is chosen"
+        "once a step, unless nothing is sampled"
     )
     assert places == {service.ranks[0].device.compute.name}
 
 
-def test_a_rank_that_chooses_other_tokens_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_that_samples_other_tokens_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the tests above compare would show it, though no other answer is given."""
-    real = FollowingSampler.choose
+    real = FollowingSampler.sample
 
-    def choose(self: FollowingSampler, logits: Tensor, slots: Tensor, *rest: Any) -> Tensor:
+    def sample(self: FollowingSampler, logits: Tensor, slots: Tensor, *rest: Any) -> Tensor:
         return (real(self, logits, slots, *rest) + 1) % VOCAB_SIZE
 
-    monkeypatch.setattr(FollowingSampler, "choose", choose)
+    monkeypatch.setattr(FollowingSampler, "sample", sample)
     service = Service(two_ranks("llama"), blocks=FEW_BLOCKS)
     with pytest.raises(AssertionError, match="tokens"):
         answers(service)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from covering import few_of
 from races import Race, races
-from recording import RecordedProgram, Recording, RecordingDevice
+from recording import RecordedRunner, Recording, RecordingDevice
 from simulation import MODEL_LEN, VOCAB, World, grammar_compiler, random_load
 from slipstream.actors.executor.devices.emulated import EmulatedDevice
 from slipstream.actors.executor.pipeline import Pipeline
@@ -17,7 +17,7 @@ from slipstream.actors.executor.ranks.follower import Follower
 from slipstream.actors.executor.ranks.leader import Leader
 from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.executor.step.description import Step
-from slipstream.actors.executor.step.emulated_program import EmulatedProgram
+from slipstream.actors.executor.step.emulated_runner import EmulatedRunner
 from slipstream.protocol.internal import Forget, Plan
 from slipstream.runtime.simulator import Simulator
 
@@ -128,10 +128,10 @@ class RecordedRanks(World):
             device = RecordingDevice(EmulatedDevice(1.0, clock_ns=world.clock_ns, realtime=False), recording)
             batch = RunningBatch(4, 24, -(-MODEL_LEN // 8), mask_words=grammar_compiler().words)
             nothing: Any = SimpleNamespace(uses={})
-            program = RecordedProgram(EmulatedProgram(4, MODEL_LEN, VOCAB), recording, nothing)
+            runner = RecordedRunner(EmulatedRunner(4, MODEL_LEN, VOCAB), recording, nothing)
             capacities = (batch.input_capacity, batch.output_capacity, batch.mask_capacity)
             self.recordings.append(recording)
-            return kind("executor.1", 1, Pipeline(device, program, depth, *capacities), batch, {})
+            return kind("executor.1", 1, Pipeline(device, runner, depth, *capacities), batch, {})
 
         self.recordings: list[Recording] = []
         self.follower = follower

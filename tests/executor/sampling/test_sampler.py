@@ -1,5 +1,5 @@
 """Sampling: the processors against those of transformers, the draw and its generator as statistics, and the
-whole path of scheduler, pipeline and program on the CPU device against a plain loop over one sequence."""
+whole path of scheduler, pipeline and runner on the CPU device against a plain loop over one sequence."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ import numpy as np
 import pytest
 import torch
 from covering import few_of
-from replay import Replays, SpoilingProgram
+from replay import Replays, SpoilingRunner
 from slipstream.actors.executor.devices.cpu import CpuDevice
 from slipstream.actors.executor.executor import Executor
 from slipstream.actors.executor.model.loading.load import from_config
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.pipeline import Pipeline
-from slipstream.actors.executor.sampling.distribution import draw, least_of_top_p, sample, truncate
+from slipstream.actors.executor.sampling.distribution import draw, inverse_transform, least_of_top_p, truncate
 from slipstream.actors.executor.sampling.logprobs import logprobs
 from slipstream.actors.executor.sampling.random_numbers import uniform
 from slipstream.actors.executor.sampling.sampler import IN_PROMPT, Sampler, masked, penalise
 from slipstream.actors.executor.step.batch import MIN_CANDIDATES, RunningBatch, power_of_two
 from slipstream.actors.executor.step.buckets import buckets_of
 from slipstream.actors.executor.step.fields import JOIN, NO_STOP_TOKEN, column
-from slipstream.actors.executor.step.program import ModelProgram
+from slipstream.actors.executor.step.model_runner import ModelRunner
 from slipstream.actors.executor.step.sampling_kind import SamplingKind
 from slipstream.actors.scheduler.config import SchedulerConfig
 from slipstream.actors.scheduler.scheduler import Scheduler
@@ -216,7 +216,7 @@ def test_logit_bias_agrees_with_transformers_and_comes_before_the_penalties() ->
     assert torch.equal(ours[0], logits[0])
     torch.testing.assert_close(ours[1:], expected)
     kind = SamplingKind(biased=True)
-    assert sampler.choose(logits, slots, records(2), slots, kind).tolist() == [
+    assert sampler.sample(logits, slots, records(2), slots, kind).tolist() == [
         int(logits[0].argmax()),
         int(expected.argmax()),
     ]
@@ -233,11 +233,11 @@ def records(rows: int) -> Tensor:
 # --- edges ------------------------------------------------------------------------------------------
 
 
-def choose_one(logits: Tensor, cut: Cut, draws: Tensor) -> Tensor:
+def draw_one(logits: Tensor, cut: Cut, draws: Tensor) -> Tensor:
     """One row of logits [V] sampled with each of ``draws``."""
     rows = len(draws)
     temperature, top_k, top_p, min_p = columns([cut] * rows)
-    return sample(
+    return draw(
         logits.expand(rows, -1), temperature, top_k, top_p, min_p, draws, truncated=True, **flags([cut])
     )
 
@@ -248,7 +248,7 @@ DRAWS = torch.tensor([0.0, 2.0**-53, 0.25, 0.5, 0.999999, 1 - 2.0**-53], dtype=t
 @pytest.mark.parametrize("temperature", [1e-6, 1e-30, 1e-44])
 def test_a_tiny_temperature_is_greedy_and_never_nan(temperature: float) -> None:
     logits = random_logits(1, 5000, 4)[0] * 100
-    assert (choose_one(logits, Cut(temperature), DRAWS) == logits.argmax()).all()
+    assert (draw_one(logits, Cut(temperature), DRAWS) == logits.argmax()).all()
 
 
 @pytest.mark.parametrize(
@@ -257,12 +257,12 @@ def test_a_tiny_temperature_is_greedy_and_never_nan(temperature: float) -> None:
 def test_cuts_that_leave_one_token_are_greedy(cut: Cut) -> None:
     for seed in range(20):
         logits = random_logits(1, 300, seed)[0]
-        assert (choose_one(logits, cut, DRAWS) == logits.argmax()).all()
+        assert (draw_one(logits, cut, DRAWS) == logits.argmax()).all()
 
 
 def test_top_k_of_one_takes_the_first_of_equals_as_greedy_does() -> None:
     logits = torch.tensor([1.0, 3.0, 3.0, 3.0])
-    assert choose_one(logits, Cut(top_k=1), DRAWS).tolist() == [1] * len(DRAWS)
+    assert draw_one(logits, Cut(top_k=1), DRAWS).tolist() == [1] * len(DRAWS)
 
 
 @pytest.mark.parametrize("cut", [Cut(), Cut(0.1), Cut(2.0, 50, 0.9, 0.1), Cut(top_p=0.5)])
@@ -270,7 +270,7 @@ def test_top_k_of_one_takes_the_first_of_equals_as_greedy_does() -> None:
 def test_a_token_that_all_others_are_barred_for_is_taken(cut: Cut, only: int) -> None:
     logits = torch.full((1000,), -math.inf)
     logits[only] = -5.0
-    assert (choose_one(logits, cut, DRAWS) == only).all()
+    assert (draw_one(logits, cut, DRAWS) == only).all()
 
 
 def test_a_place_without_weight_is_never_drawn() -> None:
@@ -279,7 +279,7 @@ def test_a_place_without_weight_is_never_drawn() -> None:
         vocab = rng.choice([1, 3, 255, 256, 257, 700])
         weights = torch.tensor([rng.choice([0.0, 0.0, 0.0, 1e-30, 1.0, 3.0]) for _ in range(vocab)])
         weights[rng.randrange(vocab)] = 1.0
-        places = draw(weights.expand(len(DRAWS), -1), DRAWS)
+        places = inverse_transform(weights.expand(len(DRAWS), -1), DRAWS)
         assert (weights[places] > 0).all()
         assert places[0] == weights.nonzero()[0], "a draw of 0 takes the first that has weight"
         assert places[-1] == (weights >= 1.0).nonzero()[-1]
@@ -292,9 +292,9 @@ def test_logits_that_are_nan_still_give_a_token_of_the_vocabulary(cut: Cut) -> N
     logits[1] = math.nan
     cuts = [Cut(top_p=0.9), cut, Cut(top_k=5, top_p=0.9)]
     draws = torch.full((3,), 0.5, dtype=torch.float64)
-    tokens = sample(logits, *columns(cuts), draws, truncated=True, **flags(cuts))
+    tokens = draw(logits, *columns(cuts), draws, truncated=True, **flags(cuts))
     assert ((tokens >= 0) & (tokens < 500)).all()
-    assert tokens[0] == choose_one(logits[0], cuts[0], torch.tensor([0.5], dtype=torch.float64))[0]
+    assert tokens[0] == draw_one(logits[0], cuts[0], torch.tensor([0.5], dtype=torch.float64))[0]
 
 
 def test_no_stop_token_before_min_tokens() -> None:
@@ -305,7 +305,7 @@ def test_no_stop_token_before_min_tokens() -> None:
     logits = torch.arange(8.0)[None]
     kind = SamplingKind(min_tokens=True)
     chosen = [
-        sampler.choose(logits, torch.tensor([0]), request, torch.tensor([index]), kind).item()
+        sampler.sample(logits, torch.tensor([0]), request, torch.tensor([index]), kind).item()
         for index in range(5)
     ]
     assert chosen == [5, 5, 5, 7, 7]
@@ -334,7 +334,7 @@ def counts_of(cut: Cut, draws: Callable[[Tensor], Tensor]) -> tuple[np.ndarray, 
     """How often each of 400 tokens was drawn, and how often transformers' probabilities expect it."""
     logits = random_logits(1, 400, 8)[0] / 2
     index = torch.arange(DRAWN)
-    tokens = choose_one(logits, cut, draws(uniform(torch.full_like(index, 1234), index)))
+    tokens = draw_one(logits, cut, draws(uniform(torch.full_like(index, 1234), index)))
     expected = cut.processors()(NO_IDS, logits[None]).double().softmax(dim=-1)[0]  # type: ignore[arg-type]
     return np.bincount(tokens.numpy(), minlength=400), expected.numpy() * DRAWN
 
@@ -434,15 +434,15 @@ def test_a_row_draws_the_same_token_in_any_company() -> None:
     cuts = [rng.choice([*CUTS, Cut(0.0), Cut(), Cut()]) for _ in range(48)]
     logits = random_logits(len(cuts), 1000, 11)
     draws = uniform(torch.arange(len(cuts)), torch.full((len(cuts),), 3))
-    together = sample(logits, *columns(cuts), draws, truncated=True, **flags(cuts))
+    together = draw(logits, *columns(cuts), draws, truncated=True, **flags(cuts))
     for _ in range(20):
         rows = rng.sample(range(len(cuts)), rng.randrange(1, len(cuts)))
         chosen = [cuts[row] for row in rows]
-        some = sample(logits[rows], *columns(chosen), draws[rows], truncated=True, **flags(chosen))
+        some = draw(logits[rows], *columns(chosen), draws[rows], truncated=True, **flags(chosen))
         assert torch.equal(some, together[rows])
     for row, cut in enumerate(cuts):
         only = logits[row : row + 1], *columns([cut]), draws[row : row + 1]
-        alone = sample(*only, truncated=cut != Cut(cut.temperature), **flags([cut]))
+        alone = draw(*only, truncated=cut != Cut(cut.temperature), **flags([cut]))
         assert alone == together[row], cut
 
 
@@ -465,7 +465,7 @@ def test_logprobs_are_those_of_the_log_softmax(vocab: int) -> None:
         assert torch.equal(ids[:, 1:known], best.int())
 
 
-# --- through scheduler, pipeline and program, against a plain loop ------------------------------------
+# --- through scheduler, pipeline and runner, against a plain loop ------------------------------------
 
 LENGTH, SLOTS, BLOCK, BUDGET = 96, 5, 4, 16
 EOS = 269
@@ -499,12 +499,12 @@ class Rig:
         buckets = buckets_of(SLOTS, BUDGET, LENGTH) if graphs else None
         batch = RunningBatch(SLOTS, BUDGET, LENGTH // BLOCK, buckets)
         with torch.inference_mode():
-            self.plain = self.program = ModelProgram(model, SLOTS, LENGTH, BLOCK, blocks)
+            self.plain = self.runner = ModelRunner(model, SLOTS, LENGTH, BLOCK, blocks)
             self.graphs = Replays()
             if buckets:
-                self.program = SpoilingProgram(self.plain, self.graphs.capture, LENGTH, buckets)
-                self.program.capture_all()
-        pipeline = Pipeline(self.device, self.program, depth, batch.input_capacity, batch.output_capacity)
+                self.runner = SpoilingRunner(self.plain, self.graphs.capture, LENGTH, buckets)
+                self.runner.capture_all()
+        pipeline = Pipeline(self.device, self.runner, depth, batch.input_capacity, batch.output_capacity)
         self.executor = Executor(pipeline, batch, Capacity(blocks, BLOCK), {})
         self.scheduler = Scheduler(SchedulerConfig(SLOTS, BUDGET, LENGTH, depth, (EOS,)))
         self.answers: dict[int, Answer] = {}

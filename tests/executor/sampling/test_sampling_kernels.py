@@ -1,4 +1,4 @@
-"""The kernels that choose tokens take those that plain torch takes."""
+"""The kernels that sample tokens take those that plain torch takes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def plain(logits: Tensor, requests: Tensor, position: Tensor, kind: SamplingKind
     """The path of the CPU."""
     sampler = Sampler(1, logits.shape[1], torch.device("cpu"))
     slots = torch.zeros(ROWS, dtype=torch.int64)
-    return sampler.choose(logits.cpu(), slots, requests.cpu(), position.cpu(), kind).tolist()
+    return sampler.sample(logits.cpu(), slots, requests.cpu(), position.cpu(), kind).tolist()
 
 
 @needs_kernels
@@ -99,7 +99,7 @@ def test_a_batch_invariant_row_is_drawn_for_by_the_same_kernels_beside_one_that_
     def asked(name: str) -> Tensor:
         return column(requests, JOIN, name)
 
-    found = sampler.sample(logits, position, asked, kind)
+    found = sampler.draw(logits, position, asked, kind)
     names = ("temperature", "top_k", "prompt_len", "seed_low", "seed_high")
     alone = sampled_tokens(logits, position, *(asked(name) for name in names))
     assert torch.equal(found[2::3], alone[2::3]), "those that ask for nothing"

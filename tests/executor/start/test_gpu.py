@@ -28,7 +28,7 @@ from slipstream.actors.executor.start.engine import Engine
 from slipstream.actors.executor.start.gpu import on_gpu
 from slipstream.actors.executor.start.memory import GRAPH_BYTES_PER_LAYER
 from slipstream.actors.executor.step.buckets import buckets_of
-from slipstream.actors.executor.step.program import ModelProgram
+from slipstream.actors.executor.step.model_runner import ModelRunner
 from slipstream.actors.options import ExecutorOptions, ModelOptions
 from slipstream.protocol.errors import InvalidRequest, SlipstreamError
 from slipstream.runtime.machine.memory import available
@@ -230,7 +230,7 @@ def test_without_graphs_a_step_is_as_large_as_it_is() -> None:
     assert engine.facts["graphs"] == "off"
     assert engine.buckets is None
     assert engine.background_work is None
-    assert isinstance(engine.program, ModelProgram)
+    assert isinstance(engine.runner, ModelRunner)
 
 
 def test_why_no_graph_is_captured_is_told() -> None:

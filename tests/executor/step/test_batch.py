@@ -13,7 +13,7 @@ from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.executor.step.buckets import Buckets, buckets_of
 from slipstream.actors.executor.step.description import Step
 from slipstream.actors.executor.step.fields import BIAS, JOIN, NO_STOP_TOKEN, column
-from slipstream.actors.executor.step.program import ModelProgram
+from slipstream.actors.executor.step.model_runner import ModelRunner
 from slipstream.actors.scheduler import planner
 from slipstream.protocol.internal import Join, Plan
 from tiny_models import make_config
@@ -42,13 +42,13 @@ def pairs(*values: tuple[int, int]) -> bytes:
 
 
 class Rig:
-    """A batch and a program without a pipeline around them."""
+    """A batch and a runner without a pipeline around them."""
 
     def __init__(self, buckets: Buckets | None) -> None:
         config = make_config("llama", max_position_embeddings=LENGTH)
         model = from_config(config, torch.device("cpu"), torch.float32)
         with torch.inference_mode():
-            self.program = ModelProgram(model, SLOTS, LENGTH, BLOCK, 40)
+            self.runner = ModelRunner(model, SLOTS, LENGTH, BLOCK, 40)
         self.batch = RunningBatch(SLOTS, BUDGET, LENGTH // BLOCK, buckets)
         self.number = 0
 
@@ -58,11 +58,11 @@ class Rig:
         step = self.batch.stage(Plan(self.number, **plan), staging)  # type: ignore[arg-type]
         self.number += 1
         outputs = torch.zeros(step.results.size, dtype=torch.int32)
-        self.program.run(torch.from_numpy(staging), outputs, step)
+        self.runner.run(torch.from_numpy(staging), outputs, step)
         return step, step.unpack(outputs.numpy())[0].tolist()
 
     def counts(self, slot: int) -> dict[int, int]:
-        row = self.program.sampler.counts[slot]
+        row = self.runner.sampler.counts[slot]
         return {token: int(row[token]) for token in row.nonzero()[:, 0].tolist()}
 
 

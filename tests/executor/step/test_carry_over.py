@@ -9,8 +9,8 @@ import pytest
 import torch
 from slipstream.actors.executor.model.loading.load import from_config
 from slipstream.actors.executor.step.batch import RunningBatch
-from slipstream.actors.executor.step.emulated_program import EmulatedProgram
-from slipstream.actors.executor.step.program import ModelProgram
+from slipstream.actors.executor.step.emulated_runner import EmulatedRunner
+from slipstream.actors.executor.step.model_runner import ModelRunner
 from slipstream.protocol.internal import Join, Plan
 from transformers import LlamaConfig
 
@@ -20,7 +20,7 @@ PROMPT = np.array([3, 1, 4, 1, 5], np.int32)
 Run = Callable[[Plan], list[int]]
 
 
-def model_program(check: bool) -> ModelProgram:
+def make_runner(check: bool) -> ModelRunner:
     config = LlamaConfig(
         vocab_size=VOCAB,
         hidden_size=16,
@@ -30,33 +30,33 @@ def model_program(check: bool) -> ModelProgram:
         max_position_embeddings=LENGTH,
     )
     model = from_config(config, torch.device("cpu"), torch.float32)
-    return ModelProgram(model, SLOTS, LENGTH, BLOCK, 24, check_carry_over=check)
+    return ModelRunner(model, SLOTS, LENGTH, BLOCK, 24, check_carry_over=check)
 
 
 @pytest.fixture(params=["cpu", "emulated"])
-def start(request: pytest.FixtureRequest) -> Callable[..., tuple[Run, ModelProgram | EmulatedProgram]]:
-    """A program and a function that runs one plan on it, and returns the tokens."""
+def start(request: pytest.FixtureRequest) -> Callable[..., tuple[Run, ModelRunner | EmulatedRunner]]:
+    """A runner and a function that runs one plan on it, and returns the tokens."""
 
-    def make(check: bool = True) -> tuple[Run, ModelProgram | EmulatedProgram]:
+    def make(check: bool = True) -> tuple[Run, ModelRunner | EmulatedRunner]:
         batch = RunningBatch(SLOTS, 16, LENGTH // BLOCK)
         if request.param == "cpu":
             with torch.inference_mode():
-                program: ModelProgram | EmulatedProgram = model_program(check)
+                runner: ModelRunner | EmulatedRunner = make_runner(check)
         else:
-            program = EmulatedProgram(SLOTS, LENGTH, VOCAB, check_carry_over=check)
+            runner = EmulatedRunner(SLOTS, LENGTH, VOCAB, check_carry_over=check)
 
         def run(plan: Plan) -> list[int]:
             staging = np.zeros(batch.input_capacity, np.int32)
             step = batch.stage(plan, staging)
             outputs = np.zeros(batch.output_capacity, np.int32)
             with torch.inference_mode():
-                if isinstance(program, ModelProgram):
-                    program.run(torch.from_numpy(staging), torch.from_numpy(outputs), step)
+                if isinstance(runner, ModelRunner):
+                    runner.run(torch.from_numpy(staging), torch.from_numpy(outputs), step)
                 else:
-                    program.run(staging, outputs, step)
+                    runner.run(staging, outputs, step)
             return step.unpack(outputs)[0].tolist()
 
-        return run, program
+        return run, runner
 
     return make
 
@@ -81,15 +81,15 @@ def first_plan(end: int = LENGTH) -> Plan:
     return Plan(0, joins=[join], blocks=blocks.tobytes(), chunks=chunks.tobytes())
 
 
-def lose_a_carry_over(program: ModelProgram | EmulatedProgram) -> None:
+def lose_a_carry_over(runner: ModelRunner | EmulatedRunner) -> None:
     """Let the next step run ahead of what was sampled."""
-    state = program.state if isinstance(program, ModelProgram) else program
+    state = runner.state if isinstance(runner, ModelRunner) else runner
     with torch.inference_mode():
         state.position[1] += 2
 
 
 def test_the_device_ends_a_sequence_by_its_length(
-    start: Callable[..., tuple[Run, ModelProgram | EmulatedProgram]],
+    start: Callable[..., tuple[Run, ModelRunner | EmulatedRunner]],
 ) -> None:
     run, _ = start()
     tokens = [run(first_plan(end=len(PROMPT) + 3)), *(run(Plan(step)) for step in range(1, 6))]
@@ -98,20 +98,20 @@ def test_the_device_ends_a_sequence_by_its_length(
 
 
 def test_a_step_that_reads_what_no_step_has_written_is_stopped(
-    start: Callable[..., tuple[Run, ModelProgram | EmulatedProgram]],
+    start: Callable[..., tuple[Run, ModelRunner | EmulatedRunner]],
 ) -> None:
-    run, program = start()
+    run, runner = start()
     run(first_plan())
     run(Plan(1))
-    lose_a_carry_over(program)
+    lose_a_carry_over(runner)
     with pytest.raises(RuntimeError, match="a token that no step has written"):
         run(Plan(2))
 
 
 def test_nothing_is_checked_where_nobody_asks(
-    start: Callable[..., tuple[Run, ModelProgram | EmulatedProgram]],
+    start: Callable[..., tuple[Run, ModelRunner | EmulatedRunner]],
 ) -> None:
-    run, program = start(check=False)
+    run, runner = start(check=False)
     run(first_plan())
-    lose_a_carry_over(program)
+    lose_a_carry_over(runner)
     assert run(Plan(1))[0] >= 0

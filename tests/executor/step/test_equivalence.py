@@ -1,4 +1,4 @@
-"""Overlap on and off gives the same tokens: the real scheduler, pipeline and program on the CPU device.
+"""Overlap on and off gives the same tokens: the real scheduler, pipeline and runner on the CPU device.
 
 The emulated device shows it over thousands of schedules (``test_simulation.py``); here torch computes.
 """
@@ -20,7 +20,7 @@ from slipstream.actors.executor.model.invariant.apply import make_invariant
 from slipstream.actors.executor.model.loading.load import from_config
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.step.fields import JOIN, column
-from slipstream.actors.executor.step.program import ModelProgram
+from slipstream.actors.executor.step.model_runner import ModelRunner
 from slipstream.protocol.internal import Cancel
 from slipstream.protocol.sampling import SamplingParams
 from tiny_models import STATEFUL
@@ -190,9 +190,9 @@ def in_bfloat16(*, invariant: bool) -> PagedModel:
 def seen(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, int], set[bytes]]:
     """The bits of all logits, by the seed of the request and the position of the token."""
     found: dict[tuple[int, int], set[bytes]] = {}
-    choose = ModelProgram.choose
+    sample = ModelRunner.sample
 
-    def choose_and_note(self: ModelProgram, logits: torch.Tensor, slots: torch.Tensor, *others: Any) -> None:
+    def sample_and_note(self: ModelRunner, logits: torch.Tensor, slots: torch.Tensor, *others: Any) -> None:
         rows = slots.long()
         seeds = column(self.state.requests[rows], JOIN, "seed_low").tolist()
         given = zip(
@@ -202,9 +202,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, int], set[bytes]]:
             if not finished:
                 bits = logits[row].view(torch.int16).numpy().tobytes()
                 found.setdefault((seed, position), set()).add(bits)
-        choose(self, logits, slots, *others)
+        sample(self, logits, slots, *others)
 
-    monkeypatch.setattr(ModelProgram, "choose", choose_and_note)
+    monkeypatch.setattr(ModelRunner, "sample", sample_and_note)
     return found
 
 

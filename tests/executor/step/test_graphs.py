@@ -26,11 +26,11 @@ from slipstream.actors.executor.step import graphs
 from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.executor.step.buckets import Buckets, buckets_of, padded
 from slipstream.actors.executor.step.description import Step
-from slipstream.actors.executor.step.emulated_program import EmulatedProgram
+from slipstream.actors.executor.step.emulated_runner import EmulatedRunner
 from slipstream.actors.executor.step.graph_keys import ForwardKey, SamplingKey
-from slipstream.actors.executor.step.graphs import GraphedProgram
+from slipstream.actors.executor.step.graphs import GraphRunner
 from slipstream.actors.executor.step.layout import StepLayout
-from slipstream.actors.executor.step.program import ModelProgram
+from slipstream.actors.executor.step.model_runner import ModelRunner
 from slipstream.actors.executor.step.sampling_kind import SamplingKind
 from slipstream.actors.executor.step.warm_up import decode_layout, mixed_layout, null_inputs
 from slipstream.protocol.events import Completed, PeerUp
@@ -60,7 +60,7 @@ def test_a_step_is_padded_to_less_than_a_quarter_more_than_its_tokens(
 
 
 @pytest.fixture(scope="module")
-def program() -> ModelProgram:
+def runner() -> ModelRunner:
     model = from_config(
         make_config("llama", max_position_embeddings=LENGTH),
         torch.device("cpu"),
@@ -68,16 +68,16 @@ def program() -> ModelProgram:
         attention_backend="torch",
     )
     with torch.inference_mode():
-        return ModelProgram(model, SLOTS, LENGTH, BLOCK, 1 + SLOTS * LENGTH // BLOCK)
+        return ModelRunner(model, SLOTS, LENGTH, BLOCK, 1 + SLOTS * LENGTH // BLOCK)
 
 
-class Graphs(GraphedProgram):
+class Graphs(GraphRunner):
     """Notes what is captured, and what runs as it is."""
 
-    def __init__(self, program: ModelProgram, buckets: Buckets = BUCKETS) -> None:
+    def __init__(self, runner: ModelRunner, buckets: Buckets = BUCKETS) -> None:
         self.replays = Replays()
         with torch.inference_mode():
-            super().__init__(program, self.replays.capture, LENGTH, buckets)
+            super().__init__(runner, self.replays.capture, LENGTH, buckets)
         self.order: list[ForwardKey | SamplingKey] = []
 
     def capture_next(self) -> bool:
@@ -103,9 +103,9 @@ def step_of(rows: int, **kind: object) -> Step:
 
 
 def test_every_size_has_a_graph_of_its_forward_pass_and_two_of_its_sampling_the_largest_first(
-    program: ModelProgram,
+    runner: ModelRunner,
 ) -> None:
-    made = Graphs(program)
+    made = Graphs(runner)
     made.capture_all()
     forwards = [key for key in made.order if isinstance(key, ForwardKey)]
     mixed = [key.tokens for key in forwards if not key.decode_only]
@@ -119,8 +119,8 @@ def test_every_size_has_a_graph_of_its_forward_pass_and_two_of_its_sampling_the_
     assert not made.capture_next()
 
 
-def test_every_step_replays_a_forward_pass_and_a_sampling(program: ModelProgram) -> None:
-    made = Graphs(program)
+def test_every_step_replays_a_forward_pass_and_a_sampling(runner: ModelRunner) -> None:
+    made = Graphs(runner)
     made.capture_all()
     for rows in BUCKETS.decode:
         assert made.step(step_of(rows)) == 2
@@ -130,10 +130,10 @@ def test_every_step_replays_a_forward_pass_and_a_sampling(program: ModelProgram)
     assert not made.queue.common
 
 
-def test_no_plan_makes_a_step_without_a_graph_of_its_forward_pass(program: ModelProgram) -> None:
+def test_no_plan_makes_a_step_without_a_graph_of_its_forward_pass(runner: ModelRunner) -> None:
     """So serving meets no kernel that was not compiled at the start."""
     buckets = buckets_of(24, 96, LENGTH)
-    made = Graphs(program, buckets)
+    made = Graphs(runner, buckets)
     rng = random.Random(0)
     for _ in range(300):
         batch = RunningBatch(24, 96, 8, buckets)
@@ -153,8 +153,8 @@ def test_no_plan_makes_a_step_without_a_graph_of_its_forward_pass(program: Model
         assert SamplingKey(step.layout.samples, step.kind) in made.queue.common or not step.num_samples
 
 
-def test_what_is_met_without_a_graph_runs_as_it_is_and_is_captured_next(program: ModelProgram) -> None:
-    made = Graphs(program)
+def test_what_is_met_without_a_graph_runs_as_it_is_and_is_captured_next(runner: ModelRunner) -> None:
+    made = Graphs(runner)
     made.queue.common.clear()
     met = step_of(2, greedy=False)
     assert made.step(met) == 0
@@ -167,8 +167,8 @@ def test_what_is_met_without_a_graph_runs_as_it_is_and_is_captured_next(program:
     assert made.step(Step(reports, met.kind, num_samples=1, max_kv_len=LENGTH)) == 2
 
 
-def test_what_was_met_last_is_captured_first(program: ModelProgram) -> None:
-    made = Graphs(program)
+def test_what_was_met_last_is_captured_first(runner: ModelRunner) -> None:
+    made = Graphs(runner)
     met = step_of(1)
     made.step(met)
     made.capture_next()
@@ -181,16 +181,16 @@ def mixed_step(tokens: int) -> Step:
 
 
 def test_the_first_graph_with_prompts_is_the_largest_unless_a_smaller_one_was_missed_again(
-    program: ModelProgram,
+    runner: ModelRunner,
 ) -> None:
     """In whose memory the others fit."""
-    made, small, other = Graphs(program), mixed_step(16), mixed_step(BUCKETS.mixed[1])
+    made, small, other = Graphs(runner), mixed_step(16), mixed_step(BUCKETS.mixed[1])
     made.step(small)
     assert not made.queue.repeats
     made.capture_all()
     forwards = [key for key in made.order if isinstance(key, ForwardKey)]
     assert [key.tokens for key in forwards[:2]] == [BUCKETS.mixed[-1], 16]
-    made = Graphs(program)
+    made = Graphs(runner)
     for met in (small, small, other):
         made.step(met)
     assert made.queue.repeats
@@ -203,15 +203,15 @@ def test_the_first_graph_with_prompts_is_the_largest_unless_a_smaller_one_was_mi
     assert made.order[-1] == mixed_layout(BUCKETS, BUCKETS.mixed[-1]).forward_key
 
 
-def test_what_has_run_in_a_step_does_not_run_once_more_to_be_captured(program: ModelProgram) -> None:
-    made, ran = Graphs(program), []
-    forward = program.forward
+def test_what_has_run_in_a_step_does_not_run_once_more_to_be_captured(runner: ModelRunner) -> None:
+    made, ran = Graphs(runner), []
+    forward = runner.forward
 
     def counted(inputs: torch.Tensor, layout: StepLayout, *more: Any) -> torch.Tensor:
         ran.append(layout.forward_key)
         return forward(inputs, layout, *more)
 
-    program.forward = counted  # type: ignore[method-assign]
+    runner.forward = counted  # type: ignore[method-assign]
     try:
         met = step_of(2)
         made.step(met)
@@ -223,7 +223,7 @@ def test_what_has_run_in_a_step_does_not_run_once_more_to_be_captured(program: M
         made.capture_all()
         assert ran.count(met.layout.forward_key) == 2, "and as a replay"
     finally:
-        program.forward = forward  # type: ignore[method-assign]
+        runner.forward = forward  # type: ignore[method-assign]
     assert set(ran) == set(made.forwards)
 
 
@@ -240,9 +240,9 @@ def test_what_has_run_in_a_step_does_not_run_once_more_to_be_captured(program: M
     ids=str,
 )
 def test_whatever_is_asked_of_its_sampling_a_step_replays_its_forward_pass(
-    program: ModelProgram, kind: dict[str, object]
+    runner: ModelRunner, kind: dict[str, object]
 ) -> None:
-    made = Graphs(program)
+    made = Graphs(runner)
     made.capture_all()
     met = step_of(2, **kind)
     assert made.step(met) == 1
@@ -253,11 +253,11 @@ def test_whatever_is_asked_of_its_sampling_a_step_replays_its_forward_pass(
 
 
 def test_rare_kinds_of_sampling_never_take_the_place_of_what_is_common(
-    program: ModelProgram, monkeypatch: pytest.MonkeyPatch
+    runner: ModelRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many kinds there are: the common come first, and there is room for all of them."""
     monkeypatch.setattr(graphs, "MOST_RARE_GRAPHS", 3)
-    made = Graphs(program)
+    made = Graphs(runner)
     for columns in range(1, 9):
         made.step(step_of(2, logprobs=columns))
     made.capture_all()
@@ -269,10 +269,10 @@ def test_rare_kinds_of_sampling_never_take_the_place_of_what_is_common(
 
 
 def test_the_rare_kind_that_was_used_longest_ago_makes_room(
-    program: ModelProgram, monkeypatch: pytest.MonkeyPatch
+    runner: ModelRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(graphs, "MOST_RARE_GRAPHS", 2)
-    made = Graphs(program)
+    made = Graphs(runner)
     for columns in (1, 2, 1, 3):  # the second of kind 1 replays, so that 2 is older
         made.step(step_of(2, logprobs=columns))
         made.capture_all()
@@ -290,16 +290,16 @@ def test_graphs_of_every_size_are_few_enough_to_be_captured(slots: int) -> None:
 
 
 @torch.inference_mode()
-def test_a_graph_reads_nothing_but_its_static_inputs(program: ModelProgram) -> None:
+def test_a_graph_reads_nothing_but_its_static_inputs(runner: ModelRunner) -> None:
     """Bounds that are larger than the step, other slots, and other lengths than at the capture: all come anew."""
-    made = Graphs(program)
+    made = Graphs(runner)
     made.capture_all()
-    state = program.state
+    state = runner.state
     saved = state.tokens.clone(), state.position.clone(), state.block_table.clone(), state.finished.clone()
     try:
         state.tokens[:SLOTS] = torch.arange(SLOTS)[:, None] + 1
         state.block_table[:SLOTS] = torch.arange(1, SLOTS * LENGTH // BLOCK + 1).view(SLOTS, -1)
-        for pool in (*program.cache.keys, *program.cache.values):
+        for pool in (*runner.cache.keys, *runner.cache.values):
             pool.normal_(generator=torch.Generator().manual_seed(3))
             pool[0] = float("nan")  # whatever padding leaves in the null block, nobody sees it
         for slots, lengths in (([2, 0], [5, 40]), ([3], [63]), ([1, 2, 3], [9, 8, 7])):
@@ -308,7 +308,7 @@ def test_a_graph_reads_nothing_but_its_static_inputs(program: ModelProgram) -> N
             inputs[: len(slots)] = torch.tensor(slots, dtype=torch.int32)
             step = Step(layout, SamplingKind(), num_samples=len(slots), max_kv_len=max(lengths) + 1)
             results = []
-            for run in (program.run, made.run):
+            for run in (runner.run, made.run):
                 state.position[slots], state.finished[slots] = torch.tensor(lengths), False
                 outputs = torch.zeros(step.results.size, dtype=torch.int32)
                 run(inputs, outputs, step)
@@ -318,7 +318,7 @@ def test_a_graph_reads_nothing_but_its_static_inputs(program: ModelProgram) -> N
             assert torch.isfinite(made.logits[: len(slots)]).all()
     finally:
         state.tokens[:], state.position[:], state.block_table[:], state.finished[:] = saved
-        for pool in (*program.cache.keys, *program.cache.values):
+        for pool in (*runner.cache.keys, *runner.cache.values):
             pool.zero_()
 
 
@@ -332,8 +332,8 @@ def test_the_executor_captures_only_while_there_is_nothing_to_run() -> None:
     clock = [0]
     device = EmulatedDevice(1.0, clock_ns=lambda: clock[0], realtime=False)
     batch = RunningBatch(2, 8, 2)
-    program = EmulatedProgram(2, 16, 50)
-    pipeline = Pipeline(device, program, 2, batch.input_capacity, batch.output_capacity)
+    runner = EmulatedRunner(2, 16, 50)
+    pipeline = Pipeline(device, runner, 2, batch.input_capacity, batch.output_capacity)
     executor = Executor(pipeline, batch, Capacity(5, 8), {}, background_work)
     assert executor.wake_at == 0.0
     executor.wake(0.0)
@@ -362,7 +362,7 @@ def test_after_a_restart_graphs_are_captured_between_steps_in_a_bounded_share_of
     clock = [0]
     device = EmulatedDevice(30.0, clock_ns=lambda: clock[0], realtime=False)
     batch = RunningBatch(2, 8, 2)
-    pipeline = Pipeline(device, EmulatedProgram(2, 16, 50), 2, batch.input_capacity, batch.output_capacity)
+    pipeline = Pipeline(device, EmulatedRunner(2, 16, 50), 2, batch.input_capacity, batch.output_capacity)
     executor = Executor(pipeline, batch, Capacity(5, 8), {}, background_work, catching_up=True)
     executor.receive("scheduler", Plan(0), 0.0)
     captured_at: list[float] = []
@@ -400,7 +400,7 @@ def test_graphs_are_captured_where_each_step_is_over_when_it_is_launched() -> No
     clock = [0]
     device = EmulatedDevice(8.0, clock_ns=lambda: clock[0], realtime=False)
     batch = RunningBatch(2, 8, 2)
-    pipeline = Pipeline(device, EmulatedProgram(2, 16, 50), 2, batch.input_capacity, batch.output_capacity)
+    pipeline = Pipeline(device, EmulatedRunner(2, 16, 50), 2, batch.input_capacity, batch.output_capacity)
     executor = Executor(pipeline, batch, Capacity(5, 8), {}, background_work, catching_up=True)
     for step in range(90):
         executor.receive("scheduler", Plan(step), clock[0] * 1e-9)
@@ -422,7 +422,7 @@ def test_graphs_are_captured_where_each_step_is_over_when_it_is_launched() -> No
 def test_what_was_slow_twice_is_captured_at_once_while_suspects_are_tried(crashed: bool) -> None:
     device = EmulatedDevice(1.0, clock_ns=lambda: 0, realtime=False)
     batch = RunningBatch(2, 8, 2)
-    pipeline = Pipeline(device, EmulatedProgram(2, 16, 50), 2, batch.input_capacity, batch.output_capacity)
+    pipeline = Pipeline(device, EmulatedRunner(2, 16, 50), 2, batch.input_capacity, batch.output_capacity)
     slow = [False]
     executor = Executor(
         pipeline,
@@ -451,7 +451,7 @@ def test_nothing_is_captured_before_the_first_tokens_nor_between_steps_that_it_w
     clock = [0]
     device = EmulatedDevice(1.0, clock_ns=lambda: clock[0], realtime=False)
     batch = RunningBatch(2, 8, 2)
-    pipeline = Pipeline(device, EmulatedProgram(2, 16, 50), 2, batch.input_capacity, batch.output_capacity)
+    pipeline = Pipeline(device, EmulatedRunner(2, 16, 50), 2, batch.input_capacity, batch.output_capacity)
     slow = [False]
 
     def background_work() -> float:
@@ -491,7 +491,7 @@ def test_no_graph_is_captured_while_a_step_waits_for_its_masks() -> None:
     """Its logits are where those of a graph would be."""
     device = EmulatedDevice(1.0, clock_ns=lambda: 0, realtime=False)
     batch = RunningBatch(2, 8, 2)
-    pipeline = Pipeline(device, EmulatedProgram(2, 16, 50), 2, batch.input_capacity, batch.output_capacity)
+    pipeline = Pipeline(device, EmulatedRunner(2, 16, 50), 2, batch.input_capacity, batch.output_capacity)
     executor = Executor(pipeline, batch, Capacity(5, 8), {}, lambda: 0.02, catching_up=True)
     assert executor.background_work is not None
     assert executor.background_work.may_catch_up(1.0)

@@ -23,7 +23,7 @@ from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.model.stateful import kernels
 from slipstream.actors.executor.start.gpu import on_gpu as start_on_gpu
 from slipstream.actors.executor.step.buckets import buckets_of
-from slipstream.actors.executor.step.graphs import GraphedProgram
+from slipstream.actors.executor.step.graphs import GraphRunner
 from slipstream.actors.options import ModelOptions
 from tiny_models import STATEFUL, make_checkpoint
 from torch import Tensor
@@ -180,9 +180,9 @@ def test_an_executor_starts_with_the_kernels_that_are_installed(family: str, tmp
     device, context = CudaDevice(0), Context()
     made: Any = (context, executor_options(asked, about), model, device, CudaGraphs(device))
     engine = start_on_gpu(*made)
-    assert isinstance(engine.program, GraphedProgram)
-    assert len(engine.program.forwards) == len(buckets_of(4, 256, 256).decode)
-    assert not engine.program.queue.common
+    assert isinstance(engine.runner, GraphRunner)
+    assert len(engine.runner.forwards) == len(buckets_of(4, 256, 256).decode)
+    assert not engine.runner.queue.common
     device.close()
 
 

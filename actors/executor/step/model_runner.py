@@ -1,4 +1,4 @@
-"""The computation of one step on the device: apply, forward, choose."""
+"""The computation of one step on the device: apply, forward, sample."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .sampling_kind import SamplingKind
 from .slots import SlotState
 
 
-class ModelProgram:
+class ModelRunner:
     """A step of a transformers model over the paged cache."""
 
     def __init__(
@@ -75,18 +75,18 @@ class ModelProgram:
         self.finish(inputs, None, outputs, step)
 
     def begin(self, inputs: Tensor, step: Step) -> None:
-        """Compute all that needs no mask, which is everything before the choice of tokens."""
+        """Compute all that needs no mask, which is everything before the sampling."""
         self.apply(inputs, step)
         self.logits = self.forward(inputs, step.layout, step.max_kv_len, step.row_tokens)
         self.count(inputs, step)
 
     def finish(self, inputs: Tensor, masks: Tensor | None, outputs: Tensor, step: Step) -> None:
-        """Choose the tokens and write the results; ``masks`` is int32 [len(step.masked), step.mask_words], flat."""
+        """Sample the tokens and write the results; ``masks`` is int32 [len(step.masked), step.mask_words], flat."""
         assert self.logits is not None
         layout = step.layout
         if layout.samples:
             slots = layout.view(inputs, "sample_slots")[: layout.samples]
-            self.choose(self.logits, slots, allowed_of(inputs, masks, step), outputs, step.kind, step.results)
+            self.sample(self.logits, slots, allowed_of(inputs, masks, step), outputs, step.kind, step.results)
         if layout.prompt_logprobs:
             self.report_prompts(self.logits, inputs, outputs, step)
         self.logits = None
@@ -233,9 +233,9 @@ class ModelProgram:
             written = (input_ids != UNWRITTEN).all()
             torch._assert_async(written, "a step reads a token that no step has written")  # type: ignore[attr-defined]
 
-    # --- choose: depends on nothing but the rows and the kind of sampling, so that it can be captured --
+    # --- sample: depends on nothing but the rows and the kind of sampling, so that it can be captured --
 
-    def choose(
+    def sample(
         self,
         logits: Tensor,
         sample_slots: Tensor,
@@ -245,14 +245,14 @@ class ModelProgram:
         results: ResultLayout,
     ) -> None:
         """Sample from ``logits`` [>= S, vocab] a token for each of ``sample_slots`` int32 [S]; write them into the
-        token table, and into ``outputs``. ``allowed`` as in `Sampler.choose`.
+        token table, and into ``outputs``. ``allowed`` as in `Sampler.sample`.
         """
         state, sampler = self.state, self.sampler
         slots = sample_slots.long()
         logits = logits[: len(slots)]
         position = state.position[slots]
         requests = state.requests[slots]
-        tokens = sampler.choose(logits, slots, requests, position, kind, allowed)
+        tokens = sampler.sample(logits, slots, requests, position, kind, allowed)
 
         state.settle(sample_slots, tokens, results.view(outputs, "tokens"))
         if kind.penalties:

@@ -1,4 +1,4 @@
-"""The program of an emulated device: makes tokens by a known function, in the place of a model."""
+"""The runner of an emulated device: makes tokens by a known function, in the place of a model."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def next_allowed(token: np.ndarray, masks: np.ndarray, vocab_size: int) -> np.nd
     return (token + np.take_along_axis(bits, around, axis=1).argmax(axis=1)) % vocab_size
 
 
-class EmulatedProgram:
-    """The token table, carry-over and stop test of the real program, around ``next_token``.
+class EmulatedRunner:
+    """The token table, carry-over and stop test of the real runner, around ``next_token``.
 
     Of the sampling parameters only ``seed``, ``adapter``, ``min_tokens`` and a grammar change its tokens.
     """
@@ -65,16 +65,24 @@ class EmulatedProgram:
 
     def run(self, inputs: np.ndarray, outputs: np.ndarray, step: Step) -> None:
         self.begin(inputs, step)
-        self.sample(inputs, None, outputs, step)
+        self.finish(inputs, None, outputs, step)
 
     def begin(self, inputs: np.ndarray, step: Step) -> None:
         self.apply(inputs, step)
         self.forward(inputs, step.layout)
 
-    def finish(self, inputs: np.ndarray, masks: np.ndarray, outputs: np.ndarray, step: Step) -> None:
-        self.sample(inputs, masks[: step.mask_size].reshape(-1, step.mask_words), outputs, step)
+    def finish(self, inputs: np.ndarray, masks: np.ndarray | None, outputs: np.ndarray, step: Step) -> None:
+        """As `ModelRunner.finish`."""
+        layout = step.layout
+        slots, allowed = layout.view(inputs, "sample_slots")[: layout.samples], None
+        if masks is not None:
+            rows = layout.view(inputs, "masked_rows")
+            allowed = rows, masks[: step.mask_size].reshape(-1, step.mask_words)
+        self.sample(slots, allowed, outputs, step.kind, step.results)
+        if layout.prompt_logprobs:
+            self.report_prompts(inputs, outputs, step)
 
-    # --- the parts of a step, as those of `ModelProgram` -------------------------------------------------
+    # --- the parts of a step, as those of `ModelRunner` -------------------------------------------------
 
     def apply(self, inputs: np.ndarray, step: Step) -> None:
         if step.layout.joins:
@@ -91,15 +99,6 @@ class EmulatedProgram:
             rows, counts = layout.view(inputs, "row_slots"), np.diff(layout.view(inputs, "query_start"))
         self.position[rows] += counts * ~self.finished[rows]
 
-    def sample(self, inputs: np.ndarray, masks: np.ndarray | None, outputs: np.ndarray, step: Step) -> None:
-        """``masks`` [M, words] of the rows that the step's inputs name."""
-        layout = step.layout
-        slots = layout.view(inputs, "sample_slots")[: layout.samples]
-        allowed = None if masks is None else (layout.view(inputs, "masked_rows"), masks)
-        self.choose(slots, allowed, outputs, step.kind, step.results)
-        if layout.prompt_logprobs:
-            self.report_prompts(inputs, outputs, step)
-
     def join(self, joins: np.ndarray) -> None:
         slots = joins["slot"]
         self.position[slots] = joins["start"]
@@ -112,7 +111,7 @@ class EmulatedProgram:
         if self.check_carry_over:
             self.tokens[slots] = UNWRITTEN
 
-    def choose(
+    def sample(
         self,
         slots: np.ndarray,
         allowed: tuple[np.ndarray, np.ndarray] | None,
