@@ -1,11 +1,11 @@
-"""What adapters cost the projections of a model on a GPU, and with which tiles the least.
+"""What adapters cost the projections of a model on a GPU, and with which launch configuration the least.
 
     python examples/adapter_bench.py [--tokens 32] [--adapters 8] [--rank 16] [--tune]
 
 For the projections of an 8B model it prints microseconds, captured into a CUDA graph with as many weights in turn as no
 cache holds: of the layer's product alone, of that with the tail, of what makes the states and their tail, of both one
 after the other, and of the product with two kernels beside it, as where there is no tail. ``--tune`` times what makes
-the states and their tail with other tiles, a line for each, the fastest last.
+the states and their tail with other launch configurations, a line for each, the fastest last.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from replays import captured, replay_ms
-from slipstream.actors.executor.model.adapters import kernels
-from slipstream.actors.executor.model.adapters.extend import TILES, Tiles, extend, of_size
+from slipstream.actors.executor.model.adapters import triton_products
+from slipstream.actors.executor.model.adapters.extend import LAUNCH_CONFIGS, LaunchConfig, extend, of_size
 from slipstream.actors.executor.model.adapters.limits import AdapterLimits
 from slipstream.actors.executor.model.adapters.products import Stack, Tail
 from slipstream.actors.executor.triton_tools.compilation import compile_ahead
@@ -38,7 +38,7 @@ LEAST_TURNS, CACHE_BYTES = 4, 100 << 20
 """Weights that are read in turn take twice what an H200's cache holds."""
 
 TUNED = [
-    Tiles(0, outputs, columns, splits, columns, warps, stages)
+    LaunchConfig(0, outputs, columns, splits, columns, warps, stages)
     for outputs, columns, splits, warps, stages in itertools.product(
         (32, 64, 128), (128, 256, 512), (8, 16, 32), (4, 8), (2,)
     )
@@ -90,13 +90,19 @@ class Projection(NamedTuple):
     def width(self) -> int:
         return self.states.shape[1]
 
-    def extended(self, turn: int, tiles: Tiles | None = None) -> Tensor:
-        return extend(self.states, self.tails[turn], self.ids, tiles or of_size(len(self.states), TILES))
+    def extended(self, turn: int, config: LaunchConfig | None = None) -> Tensor:
+        return extend(
+            self.states, self.tails[turn], self.ids, config or of_size(len(self.states), LAUNCH_CONFIGS)
+        )
 
     def beside(self, turn: int, weight: Tensor) -> None:
         output = F.linear(self.states, weight)
-        kernels.add(
-            output, self.states, self.stacks[turn], self.ids, of_size(len(self.states), kernels.TILES)
+        triton_products.add(
+            output,
+            self.states,
+            self.stacks[turn],
+            self.ids,
+            of_size(len(self.states), triton_products.LAUNCH_CONFIGS),
         )
 
 
@@ -134,8 +140,8 @@ def line(name: str, found: list[float]) -> str:
 
 def tune(limits: AdapterLimits, tokens: int) -> None:
     """Of A alone there are as many as no cache holds: the weights are narrow here."""
-    own = of_size(tokens, TILES)
-    tried = [own, *(tiles._replace(tokens=own.tokens) for tiles in TUNED)]
+    own = of_size(tokens, LAUNCH_CONFIGS)
+    tried = [own, *(config._replace(tokens=own.tokens) for config in TUNED)]
     made = {
         name: Projection.made(
             columns,
@@ -146,19 +152,19 @@ def tune(limits: AdapterLimits, tokens: int) -> None:
         )
         for name, (columns, parts) in PROJECTIONS.items()
     }
-    compile_ahead(DEVICE, lambda: [each.extended(0, tiles) for each in made.values() for tiles in tried])
+    compile_ahead(DEVICE, lambda: [each.extended(0, config) for each in made.values() for config in tried])
     lines: list[tuple[float, str]] = []
-    for tiles in tried:
+    for config in tried:
         found = {
             name: microseconds(
-                lambda turn, each=each, tiles=tiles: each.extended(turn, tiles), len(each.tails)
+                lambda turn, each=each, config=config: each.extended(turn, config), len(each.tails)
             )
             for name, each in made.items()
         }
         told = "".join(f"  {name} {us:5.2f}" for name, us in found.items())
-        own_mark = " (as it is)" if tiles == own else ""
+        own_mark = " (as it is)" if config == own else ""
         lines.append(
-            (sum(found.values()), f"{sum(found.values()):6.2f} a layer:{told}  {tuple(tiles)}{own_mark}")
+            (sum(found.values()), f"{sum(found.values()):6.2f} a layer:{told}  {tuple(config)}{own_mark}")
         )
     for _, told in sorted(lines, reverse=True):
         print(told)
@@ -172,7 +178,9 @@ def main() -> None:
     parser.add_argument("--adapters", type=int, default=8)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument(
-        "--tune", action="store_true", help="other tiles of what makes the states and their tail"
+        "--tune",
+        action="store_true",
+        help="other launch configurations of what makes the states and their tail",
     )
     options = parser.parse_args()
     if not torch.cuda.is_available():

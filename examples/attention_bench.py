@@ -1,4 +1,4 @@
-"""How near the attention backends come to the limits of a GPU, and which tiles bring them nearest.
+"""How near the attention backends come to the limits of a GPU, and which launch configurations bring them nearest.
 
     python examples/attention_bench.py [--json FILE] [--backends triton torch]
     python examples/attention_bench.py --tune [--fp8] [--json FILE]
@@ -14,7 +14,7 @@ It first compares the kernels with plain attention in float32 or float64: ragged
 is padding, and a captured graph that is replayed with other lengths. It fails if one is wrong. Then it times every
 candidate of ``SINGLE`` and ``SEVERAL``, with ``--fp8`` those for a cache of a byte a number, on every shape, prints
 each shape's candidates in the order of their time, and at last each candidate's mean over the shapes. The default of
-`triton_backend.TILES` is marked; to change it, put the best candidate there.
+`triton_backend.LAUNCH_CONFIGS` is marked; to change it, put the best candidate there.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ SEVERAL = [
     (128, 64, 8, 4, 1, 512),
     (128, 128, 8, 2, 1, 512),
 ]
-"""Candidates for rows with several tokens, as `triton_backend.Tile`."""
+"""Candidates for rows with several tokens, as `triton_backend.LaunchConfig`."""
 
 SINGLE = [
     (16, 64, 4, 3, 3, 64),
@@ -329,11 +329,11 @@ CHECKS = [
 
 
 def check(shape: Shape, kind: str | None = None, candidate: tuple[int, ...] | None = None) -> str:
-    """What is wrong with the triton backend on ``shape``, with a tile of its own if given; empty: nothing."""
+    """What is wrong with the triton backend on ``shape``, configured as ``candidate`` if given; empty: nothing."""
     torch.manual_seed(0)
     step = make_step(shape)
     try:
-        with tile(kind, candidate):
+        with configured(kind, candidate):
             backend = attention.create("triton")
             error = difference(step.layer(backend, 0), step)
             problem = "" if error < TOLERANCE[shape.dtype] else f"error {error:.2e}"
@@ -377,21 +377,21 @@ def check_replay(backend: attention.AttentionBackend, step: Step) -> str:
 
 
 @contextmanager
-def tile(kind: str | None, candidate: tuple[int, ...] | None) -> Iterator[None]:
-    """Let the kernels of ``kind`` (single, several) run with the tile ``candidate``; None: as they are."""
+def configured(kind: str | None, candidate: tuple[int, ...] | None) -> Iterator[None]:
+    """Let the kernels of ``kind`` (single, several) run as ``candidate`` says; None: as they are."""
     from slipstream.actors.executor.attention import triton_backend
 
-    before = dict(triton_backend.TILES)
+    before = dict(triton_backend.LAUNCH_CONFIGS)
     if kind is not None and candidate is not None:
-        for key, tiles in before.items():
+        for key, configs in before.items():
             kinds = ("few", "many") if kind == "single" else (kind,)
-            triton_backend.TILES[key] = tiles._replace(
-                **dict.fromkeys(kinds, triton_backend.Tile(*candidate))
+            triton_backend.LAUNCH_CONFIGS[key] = configs._replace(
+                **dict.fromkeys(kinds, triton_backend.LaunchConfig(*candidate))
             )
     try:
         yield
     finally:
-        triton_backend.TILES.update(before)
+        triton_backend.LAUNCH_CONFIGS.update(before)
 
 
 def capture(run: Callable[[], Any]) -> tuple[Any, torch.cuda.CUDAGraph]:
@@ -518,7 +518,9 @@ def tune(bandwidth: float, fp8: bool) -> list[dict[str, object]]:
     relative: dict[tuple[int, str, tuple[int, ...]], list[float]] = {}
     for shape in shapes:
         print(f"\n{shape.name}, {shape.query_heads}/{shape.kv_heads} heads of {shape.head_dim}")
-        default = triton_backend.TILES[triton_backend.tiles_key(2 * shape.head_dim, shape.cache_dtype)]
+        default = triton_backend.LAUNCH_CONFIGS[
+            triton_backend.configs_key(2 * shape.head_dim, shape.cache_dtype)
+        ]
         step = make_step(shape, LAYERS)
         found = [Figure(shape, name, seconds, bandwidth) for name, seconds in peers(shape).items()]
         flash = next((figure.seconds for figure in found if figure.name == "torch FA2"), None)
@@ -526,7 +528,7 @@ def tune(bandwidth: float, fp8: bool) -> list[dict[str, object]]:
         timed: dict[tuple[str, tuple[int, ...]], float] = {}
         for kind, made in candidates:
             if kind in kinds:
-                with tile(kind, made):
+                with configured(kind, made):
                     timed[kind, made] = step_time(attention.create("triton"), step)
         for (kind, made), seconds in timed.items():
             relative.setdefault((shape.head_dim, kind, made), []).append(seconds / min(timed.values()))
@@ -579,7 +581,9 @@ def measure(names: list[str], bandwidth: float) -> list[dict[str, object]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Times the attention backends on a CUDA device.")
     parser.add_argument(
-        "--tune", action="store_true", help="check the kernels and time candidates for their tiles"
+        "--tune",
+        action="store_true",
+        help="check the kernels and time candidates for their launch configurations",
     )
     parser.add_argument("--fp8", action="store_true", help="--tune for a cache of a byte a number")
     parser.add_argument("--backends", nargs="*", default=attention.names())

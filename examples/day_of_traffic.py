@@ -225,7 +225,7 @@ def some_tokens(rng: random.Random, count: int) -> list[int]:
 
 
 def more_blocks(known: list[bytes], tokens: list[int]) -> list[bytes]:
-    """The names of all full blocks, each of everything up to its end; ``known`` are those of a beginning."""
+    """The names of all full blocks, each of everything up to its end; ``known`` are those of a prefix."""
     names = list(known)
     for start in range(len(names) * BLOCK, len(tokens) - BLOCK + 1, BLOCK):
         block = array("i", tokens[start : start + BLOCK]).tobytes()

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 DEVICE = torch.device("cuda:0")
 BLOCK_SIZE = 16
 KINDS = (
-    ("attention", ("attend", "plan_kernel", "write_kernel")),
+    ("attention", ("attend", "partition_kernel", "write_kernel")),
     ("ours", ("add_norm", "_rotate", "_gate_kernel", "_angles", "norm_kernel")),
     ("products", ("gemm", "gemv", "cutlass", "cublas", "nvjet", "splitk", "product", "one_row", "xmma")),
     ("reductions", ("reduce", "argmax", "softmax", "scan")),

@@ -4,9 +4,9 @@
 
 For the shapes of an 8B model (columns x outputs) it prints microseconds of one product, captured into a CUDA graph,
 several weights in turn so that none is in a cache, and the share of the rate of a large copy at which the weights were
-read: bfloat16; the kernels of ``quantization/kernels.py``, which read FP8 and int8; torch's product of FP8 with FP8,
-with the kernel that quantizes the states; and the weight dequantized first. Each is compared with the dequantized
-product. ``--tune`` tries tiles of both kernels and prints the best.
+read: bfloat16; the kernels of ``quantization/product_kernels.py``, which read FP8 and int8; torch's product of FP8 with
+FP8, with the kernel that quantizes the states; and the weight dequantized first. Each is compared with the dequantized
+product. ``--tune`` tries launch configurations of both kernels and prints the best.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from itertools import product
 import torch
 import torch.nn.functional as F
 from replays import captured, replay_ms
-from slipstream.actors.executor.model.quantization import conversion, kernels
+from slipstream.actors.executor.model.quantization import conversion, product_kernels
 from slipstream.actors.executor.model.quantization.linear import quantize
 from slipstream.actors.executor.model.quantization.products import scaled_product
 from slipstream.actors.executor.model.quantization.weight import QuantizedWeight
@@ -63,14 +63,14 @@ class Weights:
         self.blocks = [QuantizedWeight(weight.values, blocks, (128, 128)) for weight in self.fp8]
 
     def ways(
-        self, rows: int, tiles: kernels.Tiles | None = None
+        self, rows: int, config: product_kernels.LaunchConfig | None = None
     ) -> dict[str, tuple[list[QuantizedWeight], Product]]:
-        ours = kernels.one_row if rows == 1 else kernels.few_rows
+        ours = product_kernels.one_row if rows == 1 else product_kernels.few_rows
 
         def read(weights: list[QuantizedWeight]) -> Product:
             def work(states: Tensor, turn: int) -> Tensor:
                 weight = weights[turn]
-                return ours(states, weight.values, weight.scales, weight.block, None, tiles)
+                return ours(states, weight.values, weight.scales, weight.block, None, config)
 
             return work
 
@@ -134,28 +134,28 @@ def tune(shape: str, rows: list[int], rate: float) -> None:
         states = torch.randn(count, columns, dtype=torch.bfloat16, device=DEVICE)
         if count == 1:
             tried = [
-                kernels.Tiles(n, k, warps)
+                product_kernels.LaunchConfig(n, k, warps)
                 for n, k, warps in product((4, 8, 16, 32), (256, 512, 1024, 2048), (2, 4, 8))
                 if 16 <= n * k // (32 * warps) <= 128
             ]
         else:
             tried = [
-                kernels.Tiles(n, k, warps, stages, shares)
+                product_kernels.LaunchConfig(n, k, warps, stages, shares)
                 for n, k, warps, stages, shares in product(
                     (64, 128, 256), (128, 256), (4, 8), (3, 4, 5, 6), (1, 2, 3, 4, 8)
                 )
                 if 100 <= -(-outputs // n) * shares <= 1000 and warps * 32 >= n and stages * k <= 768
             ]
-        found: list[tuple[float, kernels.Tiles]] = []
-        for tiles in tried:
+        found: list[tuple[float, product_kernels.LaunchConfig]] = []
+        for config in tried:
             try:
-                found.append((in_turn(weights, weights.ways(count, tiles)["fp8"][1], states), tiles))
+                found.append((in_turn(weights, weights.ways(count, config)["fp8"][1], states), config))
             except Exception as reason:  # a tile that has no room
-                print(f"    {tiles}: {type(reason).__name__}", flush=True)
+                print(f"    {config}: {type(reason).__name__}", flush=True)
         found.sort(key=lambda each: each[0])
         bound = columns * outputs / rate
-        for took, tiles in found[:4]:
-            print(f"{shape:>12} {count:4} rows: {took:7.1f} us ({bound / took:4.0%}) {tiles}", flush=True)
+        for took, config in found[:4]:
+            print(f"{shape:>12} {count:4} rows: {took:7.1f} us ({bound / took:4.0%}) {config}", flush=True)
 
 
 def main() -> None:

@@ -83,7 +83,7 @@ def run_rank(rank: int, ranks: int, folder: str) -> None:
 
 
 def time_sums(ways: dict[str, RankGroup], device: torch.device) -> list[Row]:
-    from slipstream.actors.executor.model.fused.kernels import TritonOperations
+    from slipstream.actors.executor.model.fused.triton_operations import TritonOperations
 
     weight = torch.nn.Parameter(torch.ones(WIDTH, device=device, dtype=torch.bfloat16))
     norm, operations = Norm(weight, 1e-5, 0.0), TritonOperations()

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from model_shapes import MODELS, RECURRENT
-from slipstream.actors.executor.model.stateful import kernels
+from slipstream.actors.executor.model.stateful import package_kernels
 from step_bench import BUDGET, Rig, Variant
 from transformers import PreTrainedConfig
 
@@ -66,7 +66,7 @@ def main() -> None:
     configs = {name: MODELS[name]() for name in options.models}
     for name, config in configs.items():
         for devices in ({"cuda"}, set[str]()):
-            kernels.DEVICES = devices
+            package_kernels.DEVICES = devices
             key = f"{name}, {'kernels that are installed' if devices else 'torch'}"
             try:
                 results[key] = measure(copy.deepcopy(config))

@@ -165,12 +165,12 @@ def alone(services: int, streams: int) -> float:
 
 
 def placing(services: int) -> tuple[float, float]:
-    """Seconds to take in and place a request with a long known beginning, and to look after all services once."""
+    """Seconds to take in and place a request with a long known prefix, and to look after all services once."""
     loop = Loopback(services, services)
     requests, looks = 200, 20
     begun = time.process_time()
     for number in range(requests):
-        prompt = "the same beginning " * 40 + f"{number % 24} " * 60
+        prompt = "the same prefix " * 40 + f"{number % 24} " * 60
         asked = Generate(id=f"placed-{number}", prompt=prompt, params=SamplingParams(max_tokens=50))
         loop.router.receive(b"a", ClientMessage(b"a", asked), 0.0)
     placed = time.process_time()

@@ -6,7 +6,7 @@ The real scheduler plans for a device that answers at once, two plans ahead. A s
 the scheduler does between two results: it takes the result, ends what ends, plans the next step and, where
 there is a crowd, takes in the requests that have come. ``decode`` is 256 sequences that decode and nothing
 else. ``crowd`` keeps 256 running and 10,000 waiting, of 20 clients; prompts of 64 to 512 tokens, half of them
-with a beginning that is in the prefix cache; each end is an arrival. ``memory`` is the growth of the process
+with a prefix that is in the prefix cache; each end is an arrival. ``memory`` is the growth of the process
 from a tenth of the requests to the last of them.
 """
 
@@ -37,9 +37,9 @@ class Bench:
         self.asked = 0
         self.now = 1.0
         self.tokens = np.arange(1, rows + 1, dtype=np.int32)
-        beginnings = [self.some_tokens(256) for _ in range(32)]
+        prefixes = [self.some_tokens(256) for _ in range(32)]
         self.prompts = [
-            np.concatenate([self.rng.choice(beginnings), self.some_tokens(self.rng.randrange(16, 256))])
+            np.concatenate([self.rng.choice(prefixes), self.some_tokens(self.rng.randrange(16, 256))])
             if number % 2
             else self.some_tokens(self.rng.randrange(64, 512))
             for number in range(2000)

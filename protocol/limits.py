@@ -74,7 +74,7 @@ PROMPT_LOGPROBS_PER_STEP = 256
 
 MAX_JOINED_TOKENS = 1 << 20
 """A plan takes in no further sequence once those that join have this many tokens: it has to fit into a frame, and its
-step into the inputs on the device. Those that find their beginning in the prefix cache cost no budget."""
+step into the inputs on the device. Those that find their prefix in the cache cost no budget."""
 
 MAX_GRAMMAR_BYTES = 32_768
 """Most bytes of UTF-8 in a ``json_schema`` as JSON text, a ``regex``, or all strings of a ``choice``."""

@@ -57,9 +57,9 @@ class Admission:
         return None
 
     def take(
-        self, connection: Connection, message: Generate, size: int, beginning: bytes, answers: int, now: float
+        self, connection: Connection, message: Generate, size: int, prefix: bytes, answers: int, now: float
     ) -> Routed:
-        """The request as the services are asked it. ``size`` and ``beginning`` are of ``size_and_bytes``."""
+        """The request as the services are asked it. ``size`` and ``prefix`` are of ``size_and_bytes``."""
         params = message.params
         if params.seed is None:  # drawn here, so that every service continues the answer by the same
             params = msgspec.structs.replace(params, seed=self.rng.getrandbits(63))
@@ -75,7 +75,7 @@ class Admission:
         for index, received in enumerate([message.received, *message.received_of_others]):
             if received:
                 stream.received[index] += received
-        hashes = hash_blocks(beginning, params.cache_salt, params.adapter)
+        hashes = hash_blocks(prefix, params.cache_salt, params.adapter)
         request = Routed(
             self.next_number, connection, message.id, stream, answers, size, hashes, message.return_prompt_ids
         )

@@ -47,7 +47,7 @@ def choose(
     best: Replica | None = None
     least_work = 0
     for has, group in holders(replicas[0].prefixes.holders, hashes):
-        able = [one for one in some(group, hashes) if one in among and counts(one, most)]
+        able = [one for one in some(group, hashes) if one in among and preferred_for_cache(one, most)]
         if not able:
             continue
         replica = first_by(WORK, able, hashes)
@@ -93,15 +93,15 @@ def holders(
     return found
 
 
-def counts(replica: Replica, most: float) -> bool:
-    """Whether what a replica has cached speaks for it: not if the prompt would wait there for others to end, or if its
-    cache has proved unreliable."""
-    return replica.load <= most and replica.prefixes.count and not replica.crowded
+def preferred_for_cache(replica: Replica, most: float) -> bool:
+    """Whether what a replica has cached is a reason to take it: not if the prompt would wait there for others to end,
+    or if its cache has proved unreliable."""
+    return replica.load <= most and replica.prefixes.reliable and not replica.crowded
 
 
 def has_of(replica: Replica, hashes: list[bytes], most: float) -> int:
-    """The number of cached blocks that speak for a replica."""
-    return blocks_of(replica.prefixes.matched(hashes)) if counts(replica, most) else 0
+    """The number of cached blocks that are a reason to take a replica."""
+    return blocks_of(replica.prefixes.matched(hashes)) if preferred_for_cache(replica, most) else 0
 
 
 def first_by(key: attrgetter[Any], replicas: Sequence[Replica], hashes: list[bytes]) -> Replica:

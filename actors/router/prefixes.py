@@ -1,4 +1,4 @@
-"""Tracks which beginnings of prompts each service has computed, as far as the router can know: by hash, block after
+"""Tracks which prefixes of prompts each service has computed, as far as the router can know: by hash, block after
 block.
 
 As in the scheduler, a hash covers a block and, through the hash of the block before, everything up to it, and requests
@@ -17,21 +17,21 @@ from ...protocol.codec import pack
 from ...protocol.messages import Generate
 
 Holders = dict[bytes, tuple[Any, ...]]
-"""Who has the beginning of a hash, of all services behind a router."""
+"""Who has the prefix of a hash, of all services behind a router."""
 
 BLOCK_BYTES = 64
 """How much of what was asked a block has: 16 token ids, or about as many in text."""
 
 MOST_BLOCKS = 1024
-"""Most blocks of one prompt that are looked at: what differs only behind them is the same beginning."""
+"""Most blocks of one prompt that are looked at: what differs only behind them is the same prefix."""
 
 ENDS = (*range(1, 16), *range(16, 64, 4), *range(64, MOST_BLOCKS + 1, 8))
-"""Numbers of blocks behind which there is a hash: long beginnings that differ do so long before their ends, and a
+"""Numbers of blocks behind which there is a hash: long prefixes that differ do so long before their ends, and a
 thousand services have very many."""
 
 
 def size_and_bytes(request: Generate) -> tuple[int, bytes]:
-    """About how many bytes the prompt takes, and its beginning, as the blocks cover it."""
+    """About how many bytes the prompt takes, and its prefix, as the blocks cover it."""
     most = BLOCK_BYTES * MOST_BLOCKS
     if isinstance(request.prompt, list):
         try:
@@ -46,10 +46,10 @@ def size_and_bytes(request: Generate) -> tuple[int, bytes]:
     return sum(map(len, parts)), b"".join(parts)[:most]
 
 
-def hash_blocks(beginning: bytes, cache_salt: str, adapter: str = "") -> list[bytes]:
+def hash_blocks(prefix: bytes, cache_salt: str, adapter: str = "") -> list[bytes]:
     """Hashes of the full blocks, those that ``ENDS`` names, each over everything up to its end."""
     hashes: list[bytes] = []
-    if len(beginning) < BLOCK_BYTES:
+    if len(prefix) < BLOCK_BYTES:
         return hashes
     parent = b""
     for text, person in ((adapter, b"adapter"), (cache_salt, b"cache salt")):
@@ -57,16 +57,16 @@ def hash_blocks(beginning: bytes, cache_salt: str, adapter: str = "") -> list[by
             text.encode("utf-8", "surrogatepass"), key=parent, digest_size=8, person=person
         ).digest()
     start = 0
-    for blocks in ENDS[: bisect_right(ENDS, len(beginning) // BLOCK_BYTES)]:
+    for blocks in ENDS[: bisect_right(ENDS, len(prefix) // BLOCK_BYTES)]:
         end = blocks * BLOCK_BYTES
-        parent = blake2b(beginning[start:end], key=parent, digest_size=8).digest()
+        parent = blake2b(prefix[start:end], key=parent, digest_size=8).digest()
         hashes.append(parent)
         start = end
     return hashes
 
 
 def blocks_of(hashes: int) -> int:
-    """The number of blocks that a number of hashes of one beginning cover."""
+    """The number of blocks that a number of hashes of one prefix cover."""
     return ENDS[hashes - 1] if hashes else 0
 
 
@@ -83,7 +83,7 @@ class Prefixes:
         """Which share of what was expected in the cache the service reports to have found there, of late."""
 
     @property
-    def count(self) -> bool:
+    def reliable(self) -> bool:
         """Whether what was sent to the service is a reason to send more that begins so."""
         return self.found >= LEAST_FOUND
 
@@ -96,7 +96,7 @@ class Prefixes:
         return len(hashes)
 
     def note(self, hashes: list[bytes], most: int) -> None:
-        """The service is sent a prompt of these blocks. The ends of beginnings are forgotten before their starts."""
+        """The service is sent a prompt of these blocks. The ends of prefixes are forgotten before their starts."""
         known = self.known
         for one in reversed(hashes):
             if not known.pop(one, False):

@@ -59,8 +59,8 @@ class Replica:
         self.losses = 0
         """How often it went while something was open there."""
         self.prefixes = Prefixes(self, holders)
-        self.cache_counts = True
-        """Whether its cache counts (``Prefixes.count``), as the log was told."""
+        self.logged_as_reliable = True
+        """``Prefixes.reliable``, as the log was told."""
         self.open_answers = 0
         """Answers that this router has sent there."""
         self.uncomputed = 0

@@ -137,7 +137,7 @@ class Router(PublicActor):
     # --- requests ---------------------------------------------------------------------------------
 
     def on_generate(self, connection: Connection, message: Generate, now: float) -> None:
-        size, beginning = size_and_bytes(message)
+        size, prefix = size_and_bytes(message)
         answers = answer_count(message.params)
         error = self.admission.refusal(
             connection, message, size, answers, self.bounds, draining=self.refuses(message)
@@ -146,7 +146,7 @@ class Router(PublicActor):
             self.counters["router_requests_refused"] += 1
             self.send_to(connection, error)
             return
-        request = self.admission.take(connection, message, size, beginning, answers, now)
+        request = self.admission.take(connection, message, size, prefix, answers, now)
         self.counters["router_requests"] += 1
         self.open.add(request)
         deadline_s = message.params.deadline_s

@@ -81,7 +81,7 @@ class ServiceEvents:
                 self.log_error(replica, str(pending.error))
         for connection, items in deltas.items():
             self.connections.send_deltas(connection, items, now)
-        if replica.prefixes.count != replica.cache_counts:
+        if replica.prefixes.reliable != replica.logged_as_reliable:
             self.log_cache(replica)
         for request in failed:
             if request.number in self.placement.open.by_number:  # its connection was not cut off just now
@@ -126,10 +126,10 @@ class ServiceEvents:
 
     def log_cache(self, replica: Replica) -> None:
         """Say that what was sent to a service counts no more, or again."""
-        replica.cache_counts = replica.prefixes.count
+        replica.logged_as_reliable = replica.prefixes.reliable
         what = (
             "finds what it was sent before in its cache again: that counts"
-            if replica.cache_counts
+            if replica.logged_as_reliable
             else "says that it finds little of what it was sent before in its cache, or more than there is: it is"
             " chosen by its load alone until it does; look at its --enable-prefix-caching and the size of its cache"
         )

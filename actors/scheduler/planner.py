@@ -24,7 +24,7 @@ from .holdings import Holdings
 from .plan_builder import OutstandingStep, PlanBuilder
 from .pool import BlockList, BlockPool
 from .prefill_budget import PrefillBudget
-from .prefix import share_beginning
+from .prefix import share_prefix
 from .sequence import Sequence
 
 STEPS_BEFORE_PREEMPTION = 8
@@ -206,7 +206,7 @@ class Planner:
         if sequence.needs_prompt_logprobs:
             sequence.forget_prompt_logprobs()  # cached tokens have no logits, so all are computed, perhaps again
         elif blocks.caching:
-            share_beginning(blocks, sequence, block_list, copied, self.holdings.step)
+            share_prefix(blocks, sequence, block_list, copied, self.holdings.step)
         shared = len(block_list)
         needed = -(-length // size) - shared
         if blocks.available < needed:

@@ -160,7 +160,7 @@ class BlockPool(Pool):
     # --- the prefix cache -------------------------------------------------------------------------
 
     def find(self, hashes: list[bytes]) -> list[int]:
-        """The blocks of the longest beginning that is cached."""
+        """The blocks of the longest prefix that is cached."""
         found: list[int] = []
         for hash in hashes:
             block = self.block_of.get(hash)

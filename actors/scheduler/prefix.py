@@ -49,7 +49,7 @@ def hash_of_end(sequence: Sequence, tokens: np.ndarray, size: int) -> bytes:
     return digest(tokens[full * size :].data, hashes[full - 1] if full else sequence.salt)
 
 
-def share_beginning(
+def share_prefix(
     blocks: BlockPool, sequence: Sequence, block_list: BlockList, copied: BlockList, step: int
 ) -> None:
     """Share what is cached of the sequence's tokens before the last one, which has to be computed in ``step``.

@@ -196,7 +196,7 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
                 RANKS=16 * parts,
                 TAIL=128 * parts,
                 SPLITS=splits,
-                STEPS=4096 // splits // columns,
+                ITERATIONS=4096 // splits // columns,
             )
             | dict(TOKENS=tokens, OUTPUTS=64, COLUMNS=columns, COPIED=256),
         )
@@ -268,7 +268,7 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
         for tile in (dict(TOKENS=1, BLOCK_M=16), dict(TOKENS=16, BLOCK_M=64))
     ),
     (
-        "attention:plan_kernel",
+        "attention:partition_kernel",
         PLAN,
         dict(
             SINGLE=True,
@@ -284,7 +284,7 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
         ),
     ),
     (
-        "attention:plan_kernel",
+        "attention:partition_kernel",
         PLAN,
         dict(
             SINGLE=False,
@@ -355,22 +355,22 @@ def kernels() -> dict[str, Any]:
     from slipstream.actors.executor.attention import (
         triton_attend,
         triton_invariant,
-        triton_plan,
+        triton_partition,
         triton_write,
     )
     from slipstream.actors.executor.model.adapters import extend
-    from slipstream.actors.executor.model.adapters import kernels as adapters
-    from slipstream.actors.executor.model.fused import kernels as model
+    from slipstream.actors.executor.model.adapters import triton_products as adapters
     from slipstream.actors.executor.model.fused import norm_kernels
+    from slipstream.actors.executor.model.fused import triton_operations as model
     from slipstream.actors.executor.model.products import fixed_order, one_row
     from slipstream.actors.executor.model.quantization import conversion
-    from slipstream.actors.executor.model.quantization import kernels as quantization
-    from slipstream.actors.executor.ranks import kernels as ranks
+    from slipstream.actors.executor.model.quantization import product_kernels as quantization
+    from slipstream.actors.executor.ranks import exchange_kernels as ranks
     from slipstream.actors.executor.sampling import kernels as sampling
     from slipstream.actors.executor.step import kernels as step
 
     attention = (
-        ("attention", module) for module in (triton_attend, triton_invariant, triton_plan, triton_write)
+        ("attention", module) for module in (triton_attend, triton_invariant, triton_partition, triton_write)
     )
 
     return {

@@ -1,4 +1,4 @@
-"""The simulator of a day of traffic, in short: every answer is whole, and what the choice by beginnings is worth."""
+"""The simulator of a day of traffic, in short: every answer is whole, and what the choice by prefixes is worth."""
 
 from __future__ import annotations
 

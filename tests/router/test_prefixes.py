@@ -1,4 +1,4 @@
-"""Where requests go: to who has their beginning, but for load; and what that is worth, over four services."""
+"""Where requests go: to who has their prefix, but for load; and what that is worth, over four services."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def replicas(count: int, loads: Iterable[int] = ()) -> list[Replica]:
             0,
         ),
     ],
-    ids=["token ids", "text", "less than a block", "another beginning", "another salt", "an adapter"],
+    ids=["token ids", "text", "less than a block", "another prefix", "another salt", "an adapter"],
 )
 def test_requests_share_the_blocks_of_their_common_beginning(
     first: dict[str, object], second: dict[str, object], shared: int
@@ -93,9 +93,9 @@ def test_long_beginnings_share_ever_larger_parts() -> None:
 
 
 def test_of_a_long_prompt_the_beginning_is_looked_at() -> None:
-    size, beginning = size_and_bytes(Generate(id="a", prompt="é" * 1_000_000))
+    size, prefix = size_and_bytes(Generate(id="a", prompt="é" * 1_000_000))
     assert size == 1_000_000
-    assert len(beginning) == BLOCK_BYTES * MOST_BLOCKS
+    assert len(prefix) == BLOCK_BYTES * MOST_BLOCKS
     assert size_and_bytes(Generate(id="a", prompt=[2**40] * 100)) == (400, b"")
 
 
@@ -262,7 +262,7 @@ def fleet_of(services: int, room: int) -> tuple[Fleet, Measured]:
 
 
 def shared_prefixes(seed: int) -> Measured:
-    """24 beginnings of 128 tokens, each with 8 questions, in any order."""
+    """24 prefixes of 128 tokens, each with 8 questions, in any order."""
     fleet, front = fleet_of(4, 1)
     rng = random.Random(seed)
     prefixes = [[rng.randrange(VOCAB) for _ in range(128)] for _ in range(24)]
@@ -281,7 +281,7 @@ def test_of_shared_beginnings_nearly_all_is_found_and_first_tokens_come_sooner_t
     monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     routed = shared_prefixes(seed)
-    monkeypatch.setattr(admission, "hash_blocks", lambda beginning, salt, adapter: [])
+    monkeypatch.setattr(admission, "hash_blocks", lambda prefix, salt, adapter: [])
     least_load = shared_prefixes(seed)
     assert routed.share() >= 0.85 * 128 / 129
     assert least_load.share() < 0.7
@@ -323,5 +323,5 @@ def test_conversations_over_four_services_find_what_one_big_service_would(
 ) -> None:
     routed = conversations(4, seed)
     assert routed.share() >= 0.9 * conversations(1, seed).share() > 0.5
-    monkeypatch.setattr(admission, "hash_blocks", lambda beginning, salt, adapter: [])
+    monkeypatch.setattr(admission, "hash_blocks", lambda prefix, salt, adapter: [])
     assert routed.p99() <= conversations(4, seed).p99()

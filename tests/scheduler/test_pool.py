@@ -38,7 +38,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), content=st.integers(0, 3))
     def admit(self, data: st.DataObject, content: int) -> None:
-        """A sequence takes what the cache has of its beginning, and new blocks for the rest."""
+        """A sequence takes what the cache has of its prefix, and new blocks for the rest."""
         pool, held = self.pool, BlockList()
         hashes = [bytes([content, index]) for index in range(data.draw(st.integers(0, 3)))]
         pool.share(held, pool.find(hashes))
@@ -204,7 +204,7 @@ def test_equal_blocks_behind_different_beginnings_have_different_hashes() -> Non
 
 
 def test_a_salt_that_spells_the_tokens_of_a_block_is_not_that_block() -> None:
-    """One that asks for the second block under this salt would find the keys and values behind another beginning."""
+    """One that asks for the second block under this salt would find the keys and values behind another prefix."""
     first, second = list(range(64, 80)), list(range(16))
     spelled = np.array(first, np.int32).tobytes().decode()
 

@@ -449,9 +449,9 @@ def test_without_prefix_caching_nothing_is_shared() -> None:
 def test_a_request_that_found_its_beginning_but_no_room_frees_nothing_that_a_step_still_uses() -> None:
     """Block reuse has one rule: not before the last step that touched the block is over."""
     bench = Bench(blocks=5, size=16)
-    beginning = prompt(1, 40)
-    bench.ask(1, beginning, max_tokens=1, **FREE)  # its only step, which is outstanding, uses three of four
-    bench.ask(2, [*beginning[:32], *prompt(2, 28)], max_tokens=1, **FREE)  # finds two, lacks one
+    prefix = prompt(1, 40)
+    bench.ask(1, prefix, max_tokens=1, **FREE)  # its only step, which is outstanding, uses three of four
+    bench.ask(2, [*prefix[:32], *prompt(2, 28)], max_tokens=1, **FREE)  # finds two, lacks one
     assert len(bench.outstanding) == 1
     blocks = bench.scheduler.holdings.blocks
     assert blocks is not None

@@ -44,7 +44,7 @@ class Row:
     stop: set[int]
     blocks: list[int] = field(default_factory=list)
     prefixes: list[int] = field(default_factory=list)
-    """A number for each beginning of ``tokens``."""
+    """A number for each prefix of ``tokens``."""
     decoding: bool = False
     """Nothing of the prompt is left: it runs in every step."""
     finished: bool = False
@@ -59,8 +59,8 @@ class Row:
 class Bench:
     """A scheduler and its device. Steps finish when the test says so, in order.
 
-    The cache remembers of each place which beginning was written there. A row that attends to anything
-    but its own beginning, because a block was given to two or reused too early, fails the test.
+    The cache remembers of each place which prefix was written there. A row that attends to anything
+    but its own prefix, because a block was given to two or reused too early, fails the test.
     """
 
     def __init__(
@@ -222,7 +222,7 @@ def alone(prompt: list[int], seed: int, most: int, stop: set[int], vocab: int) -
 
 
 def prompt(number: int, length: int) -> list[int]:
-    """A prompt that shares no beginning with another number's."""
+    """A prompt that shares no prefix with another number's."""
     return [2 + (number * 37 + index * 11) % (VOCAB - 2) for index in range(length)]
 
 

@@ -216,12 +216,10 @@ class Wishes(Chorus):
         clients = [b"ann", b"ben"]
         for client in clients:
             self.connect(client)
-        beginning = [rng.randrange(VOCAB) for _ in range(MODEL_LEN)]
+        prefix = [rng.randrange(VOCAB) for _ in range(MODEL_LEN)]
         for number, pair in enumerate(rng.sample(PAIRS, len(PAIRS))):
             length = rng.randrange(1, MODEL_LEN - 45)
-            prompt = (
-                beginning[:length] if rng.random() < 0.5 else [rng.randrange(VOCAB) for _ in range(length)]
-            )
+            prompt = prefix[:length] if rng.random() < 0.5 else [rng.randrange(VOCAB) for _ in range(length)]
             client, id, params = rng.choice(clients), str(number), wished(rng, pair)
             start = 1.0 if TOGETHER in pair and rng.random() < 0.8 else 0.01 + rng.random() * 0.3
             self.at(start, lambda c=client, i=id, p=prompt, s=params: self.ask(c, i, p, s))

@@ -3,8 +3,8 @@
 ``python tests/support/lab.py SEED [STEPS]`` replays one run and prints what it was.
 
 The device keeps of each place in the cache one number, made of the number of the place before it and of the
-token, so that a number stands for a whole beginning; the next token is a function of the last of them. So a
-block with the wrong content, a wrong carry-over, or a beginning found across salts changes the tokens, and the
+token, so that a number stands for a whole prefix; the next token is a function of the last of them. So a
+block with the wrong content, a wrong carry-over, or a prefix found across salts changes the tokens, and the
 tokens of every request are compared with those that it has alone. So are logprobs,
 of answers and of prompts. What would change no token is checked as it
 happens: who owns a block, who may write to it, and that nothing is handed out which an outstanding step uses.
@@ -77,7 +77,7 @@ class Asked:
     prompt: list[int]
     complete: int | None
     """How many tokens its grammar allows; None: it has none."""
-    beginning: int
+    prefix: int
     """The number of all tokens so far."""
     count: int = 0
     tokens: list[int] = field(default_factory=list)
@@ -89,12 +89,12 @@ class Asked:
     """The logprobs of its prompt have come."""
 
 
-def following(beginning: int, token: int) -> int:
-    return hash((beginning, token))
+def following(prefix: int, token: int) -> int:
+    return hash((prefix, token))
 
 
-def next_token(beginning: int, seed: int) -> int:
-    return hash((beginning, seed)) % VOCAB
+def next_token(prefix: int, seed: int) -> int:
+    return hash((prefix, seed)) % VOCAB
 
 
 def logprobs_of(tokens: list[int], columns: int) -> list[int]:
@@ -179,9 +179,9 @@ class Lab:
         most = min(rng.randrange(1, 40), LENGTH - len(prompt))
         stop = frozenset(rng.choice(((), (), (5,))))
         ignore_eos, priority = rng.random() < 0.5, rng.choice((0, 0, 0, 1, -3, 1000))
-        beginning = salt_number(salt)
+        prefix = salt_number(salt)
         for token in prompt:
-            beginning = following(beginning, token)
+            prefix = following(prefix, token)
         ids = array("i", prompt).tobytes()
         wishes = {
             "logprobs": rng.choice((None, None, None, 0, 2)),
@@ -207,7 +207,7 @@ class Lab:
             stops = stop if ignore_eos else stop | {EOS}
             complete = allowed_by(params.grammar)
             self.open[request] = Asked(
-                request, stops, most, params, prompt, complete, beginning, tokens=prompt[:]
+                request, stops, most, params, prompt, complete, prefix, tokens=prompt[:]
             )
             self.give(Enqueue(request, ids, params, b"", rng.randrange(3)))
 
@@ -224,14 +224,12 @@ class Lab:
             asked = self.open.get(request)
             assert asked is not None, f"a token of request {request}, which has ended"
             token = tokens[index]
-            assert token == next_token(asked.beginning, asked.seed), (
-                f"request {request} is not as it is alone"
-            )
+            assert token == next_token(asked.prefix, asked.seed), f"request {request} is not as it is alone"
             if asked.params.logprobs is not None:
                 columns = 1 + asked.params.logprobs
                 row = logprobs.reshape(len(tokens), -1)[index, :columns].tolist()
                 assert row == logprobs_of([token], columns), f"request {request} has another's logprobs"
-            asked.beginning = following(asked.beginning, token)
+            asked.prefix = following(asked.prefix, token)
             asked.count += 1
             asked.tokens.append(token)
         for finished in message.finished:
@@ -300,7 +298,7 @@ class Lab:
             row = rows[slot]
             assert row is not None
             assert block, "block 0 belongs to nobody"
-            if len(row.blocks) >= row.shared:  # a new one: the cache gives the beginning
+            if len(row.blocks) >= row.shared:  # a new one: the cache gives the prefix
                 assert not self.owners[block], f"block {block} is handed out and has an owner"
                 assert self.touched[block] <= self.completed, f"block {block} is reused while a step uses it"
                 self.writer[block] = row

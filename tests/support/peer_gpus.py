@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from slipstream.actors.executor.model.fused.kernels import TritonOperations
 from slipstream.actors.executor.model.fused.operations import Norm
+from slipstream.actors.executor.model.fused.triton_operations import TritonOperations
 from slipstream.actors.executor.ranks.exchange import PeerExchange, exchange_of, most_bytes_for
 from slipstream.actors.executor.ranks.group import RankGroup
 from slipstream.actors.executor.ranks.layers import Unsummed

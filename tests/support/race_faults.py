@@ -64,7 +64,7 @@ REAL = Code()
 
 CLASSES: dict[str, tuple[str, ...]] = {
     POOL: ("Pool", "BlockPool"),
-    PREFIX: ("share_beginning", "publish", "salt_of"),
+    PREFIX: ("share_prefix", "publish", "salt_of"),
     PLAN_BUILDER: ("PlanBuilder",),
     HOLDINGS: ("Holdings",),
     PLANNER: ("Planner",),

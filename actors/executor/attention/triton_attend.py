@@ -1,4 +1,4 @@
-"""The Triton kernel that attends: one item of a plan a program.
+"""The Triton kernel that attends: one item of a partition a program.
 
 The query heads that share a key/value head ("group") are rows of one tile: keys and values are read once.
 
@@ -13,7 +13,7 @@ import triton.language as tl
 
 from ..triton_tools.kernel import follow, jit
 from .triton_common import STEP_INPUTS
-from .triton_plan import ITEM_FIELDS, first_seen
+from .triton_partition import ITEM_FIELDS, first_seen
 from .triton_softmax import LOG2E, attend
 
 

@@ -1,8 +1,9 @@
-"""Attention backend ``triton``: what it launches, and how large the tiles of its kernels are."""
+"""Attention backend ``triton``: what it launches, and how its kernels are configured."""
 
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import starmap
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from ..cache.paged import PagedBatch
 from ..triton_tools.kernel import FOLLOWING
 from .triton_attend import attend_kernel
 from .triton_common import pad, pad_value
-from .triton_plan import AttentionPlan, make_plan
+from .triton_partition import WorkPartition, partition_work
 from .triton_write import write
 
 MAX_HEAD_SIZE = 512
@@ -27,7 +28,7 @@ COMBINED_AT_ONCE = 8192
 """Numbers that a program loads before it adds them up: 64 for each of 128 threads."""
 
 
-class Tile(NamedTuple):
+class LaunchConfig(NamedTuple):
     """The launch configuration of the attention kernel."""
 
     queries: int
@@ -43,12 +44,12 @@ class Tile(NamedTuple):
     """Keys of a split. Shorter splits cost more to combine than they save."""
 
 
-class Tiles(NamedTuple):
-    """The tiles for rows with one token, where they are few or many, and for all others."""
+class LaunchConfigs(NamedTuple):
+    """The configurations for rows with one token, where they are few or many, and for all others."""
 
-    few: Tile
-    many: Tile
-    several: Tile
+    few: LaunchConfig
+    many: LaunchConfig
+    several: LaunchConfig
 
 
 MANY = 8
@@ -58,19 +59,22 @@ another program reads while one begins or ends than that each has more loads und
 # By the bytes of a number and the widest padded sizes of a key and a value together; the first that is not smaller.
 # The first two of one and of two bytes are from sweeps on one H200 (`examples/attention_bench.py --tune`, and
 # `--fp8`); the others have like them 32 or 64 KiB under way per stage. Float32 needs more registers, so more warps.
-TILES: dict[tuple[int, int], Tiles] = {
-    (1, 128): Tiles(Tile(16, 128, 4, 2, 3, 128), Tile(16, 128, 4, 2, 3, 128), Tile(64, 128, 4, 2, 1, 256)),
-    (1, 256): Tiles(Tile(16, 128, 8, 3, 2, 128), Tile(16, 128, 4, 3, 3, 128), Tile(64, 128, 4, 2, 1, 256)),
-    (1, 512): Tiles(Tile(16, 64, 4, 3, 2, 64), Tile(16, 64, 4, 3, 2, 64), Tile(64, 32, 4, 3, 1, 256)),
-    (1, 1024): Tiles(Tile(16, 32, 8, 3, 2, 64), Tile(16, 32, 8, 3, 2, 64), Tile(32, 32, 8, 2, 1, 256)),
-    (2, 128): Tiles(Tile(16, 128, 4, 2, 3, 128), Tile(16, 128, 4, 2, 3, 128), Tile(64, 64, 4, 3, 1, 256)),
-    (2, 256): Tiles(Tile(16, 128, 4, 3, 1, 128), Tile(16, 128, 4, 2, 3, 128), Tile(64, 64, 4, 3, 1, 256)),
-    (2, 512): Tiles(Tile(16, 64, 4, 3, 1, 64), Tile(16, 64, 4, 2, 3, 64), Tile(64, 32, 4, 3, 1, 256)),
-    (2, 1024): Tiles(Tile(16, 32, 8, 3, 1, 64), Tile(16, 32, 8, 2, 2, 64), Tile(32, 32, 8, 2, 1, 256)),
-    (4, 128): Tiles(Tile(16, 64, 8, 3, 2, 64), Tile(16, 64, 8, 3, 2, 64), Tile(64, 64, 8, 3, 1, 256)),
-    (4, 256): Tiles(Tile(16, 32, 8, 3, 2, 64), Tile(16, 32, 8, 3, 2, 64), Tile(64, 32, 8, 3, 1, 256)),
-    (4, 512): Tiles(Tile(16, 16, 8, 3, 2, 64), Tile(16, 16, 8, 3, 2, 64), Tile(64, 16, 8, 3, 1, 256)),
-    (4, 1024): Tiles(Tile(16, 16, 8, 2, 1, 64), Tile(16, 16, 8, 2, 1, 64), Tile(32, 16, 8, 1, 1, 256)),
+LAUNCH_CONFIGS: dict[tuple[int, int], LaunchConfigs] = {
+    key: LaunchConfigs(*starmap(LaunchConfig, configs))
+    for key, configs in {
+        (1, 128): ((16, 128, 4, 2, 3, 128), (16, 128, 4, 2, 3, 128), (64, 128, 4, 2, 1, 256)),
+        (1, 256): ((16, 128, 8, 3, 2, 128), (16, 128, 4, 3, 3, 128), (64, 128, 4, 2, 1, 256)),
+        (1, 512): ((16, 64, 4, 3, 2, 64), (16, 64, 4, 3, 2, 64), (64, 32, 4, 3, 1, 256)),
+        (1, 1024): ((16, 32, 8, 3, 2, 64), (16, 32, 8, 3, 2, 64), (32, 32, 8, 2, 1, 256)),
+        (2, 128): ((16, 128, 4, 2, 3, 128), (16, 128, 4, 2, 3, 128), (64, 64, 4, 3, 1, 256)),
+        (2, 256): ((16, 128, 4, 3, 1, 128), (16, 128, 4, 2, 3, 128), (64, 64, 4, 3, 1, 256)),
+        (2, 512): ((16, 64, 4, 3, 1, 64), (16, 64, 4, 2, 3, 64), (64, 32, 4, 3, 1, 256)),
+        (2, 1024): ((16, 32, 8, 3, 1, 64), (16, 32, 8, 2, 2, 64), (32, 32, 8, 2, 1, 256)),
+        (4, 128): ((16, 64, 8, 3, 2, 64), (16, 64, 8, 3, 2, 64), (64, 64, 8, 3, 1, 256)),
+        (4, 256): ((16, 32, 8, 3, 2, 64), (16, 32, 8, 3, 2, 64), (64, 32, 8, 3, 1, 256)),
+        (4, 512): ((16, 16, 8, 3, 2, 64), (16, 16, 8, 3, 2, 64), (64, 16, 8, 3, 1, 256)),
+        (4, 1024): ((16, 16, 8, 2, 1, 64), (16, 16, 8, 2, 1, 64), (32, 16, 8, 1, 1, 256)),
+    }.items()
 }
 
 
@@ -81,7 +85,7 @@ class TritonAttention:
     values; any block size; grouped query heads, sliding windows, chunks of the context, softcap and sinks. Nothing is
     read on the host, so that any step can be captured in a CUDA graph. A call launches the kernel that writes the
     cache, and then the one that attends: once for the rows with one token and, if there are others, once for those. In
-    layer 0 it also launches the plans of both.
+    layer 0 it also launches the partitions of both.
     """
 
     name = "triton"
@@ -96,8 +100,8 @@ class TritonAttention:
             )
         self._batch: PagedBatch | None = None
         """The step under way."""
-        self._plans: dict[tuple[object, ...], AttentionPlan] = {}
-        """Its plans: layers differ in windows and heads."""
+        self._partitions: dict[tuple[object, ...], WorkPartition] = {}
+        """Its partitions: layers differ in windows and heads."""
 
     def __call__(
         self,
@@ -145,7 +149,7 @@ class TritonAttention:
             )
         if layer == 0 or batch is not self._batch:
             # The tensors of a new step may be those of the step before, with other contents.
-            self._batch, self._plans = batch, {}
+            self._batch, self._partitions = batch, {}
         query, key, value = _dense(query), _dense(key), _dense(value)
         write(key, value, keys, values, batch.cache.scales_of(layer), batch.write_index)
 
@@ -179,26 +183,28 @@ class TritonAttention:
         kind = "several" if not single else "few" if few else "many"
         pairs = single and scales is not None and in_pairs(key_dim, value_dim)
         value_pad = pad(value_dim) if pairs else pad_value(value_dim, values)
-        tile = choose_tile(pad(key_dim) + value_pad, keys.dtype, kind, device.shared_memory)
-        queries = max(pad(group), 0 if single else tile.queries)
+        config = launch_config(pad(key_dim) + value_pad, keys.dtype, kind, device.shared_memory)
+        queries = max(pad(group), 0 if single else config.queries)
         tokens = 1 if single else queries // group
-        plan = self._plan_of(batch, single, tokens, window, chunked, tile, kv_heads, device.multiprocessors)
-        results, sums = plan.room(tokens * group, value_dim)
+        partition = self._partition_of(
+            batch, single, tokens, window, chunked, config, kv_heads, device.multiprocessors
+        )
+        results, sums = partition.room(tokens * group, value_dim)
         block_size = keys.shape[1]
         if pairs:
             keys, values = keys.view(torch.int16), values.view(torch.int16)
-        attend_kernel[(kv_heads, len(plan.items))](
+        attend_kernel[(kv_heads, len(partition.items))](
             out,
             results,
             sums,
-            plan.arrived,
+            partition.arrived,
             query,
             keys,
             values,
             None if scales is None else scales.keys,
             None if scales is None else scales.values,
             sinks,
-            plan.items,
+            partition.items,
             batch.block_table,
             scale,
             *query.stride()[:2],
@@ -215,61 +221,63 @@ class TritonAttention:
             KV_HEADS=kv_heads,
             TOKENS=tokens,
             BLOCK_M=queries,
-            BLOCK_N=tile.keys,
+            BLOCK_N=config.keys,
             AT_ONCE=max(1, COMBINED_AT_ONCE // (queries * value_pad)),
-            num_warps=tile.warps,
-            num_stages=tile.stages,
+            num_warps=config.warps,
+            num_stages=config.stages,
             **FOLLOWING,
         )
 
-    def _plan_of(
+    def _partition_of(
         self,
         batch: PagedBatch,
         single: bool,
         tokens: int,
         window: int,
         chunked: bool,
-        tile: Tile,
+        config: LaunchConfig,
         kv_heads: int,
         multiprocessors: int,
-    ) -> AttentionPlan:
-        """The plan of this step, made once for all layers that are alike."""
-        key = (single, tokens, window, chunked, tile, kv_heads)
-        if key not in self._plans:
-            target = max(2, triton.cdiv(WAVES * tile.resident * multiprocessors, kv_heads))
-            self._plans[key] = make_plan(
+    ) -> WorkPartition:
+        """The partition of this step, made once for all layers that are alike."""
+        key = (single, tokens, window, chunked, config, kv_heads)
+        if key not in self._partitions:
+            target = max(2, triton.cdiv(WAVES * config.resident * multiprocessors, kv_heads))
+            self._partitions[key] = partition_work(
                 batch,
                 single=single,
                 tokens=tokens,
                 window=window,
                 chunked=chunked,
-                keys=tile.keys,
+                keys=config.keys,
                 block_size=batch.cache.block_size,
-                least=tile.least,
+                least=config.least,
                 target=target,
                 kv_heads=kv_heads,
                 multiprocessors=multiprocessors,
-                resident=tile.resident,
+                resident=config.resident,
             )
-        return self._plans[key]
+        return self._partitions[key]
 
 
-def tiles_key(dims: int, dtype: torch.dtype) -> tuple[int, int]:
-    """The key in `TILES` for ``dims``, the padded sizes of a key and a value together."""
-    return next((size, widest) for size, widest in TILES if size == dtype.itemsize and widest >= dims)
+def configs_key(dims: int, dtype: torch.dtype) -> tuple[int, int]:
+    """The key in `LAUNCH_CONFIGS` for ``dims``, the padded sizes of a key and a value together."""
+    return next(
+        (size, widest) for size, widest in LAUNCH_CONFIGS if size == dtype.itemsize and widest >= dims
+    )
 
 
-def choose_tile(dims: int, dtype: torch.dtype, kind: str, shared_memory: int) -> Tile:
-    """The ``kind`` of `TILES` for ``dims``, the padded sizes of a key and a value together, with as many stages and
-    resident programs as fit into ``shared_memory``, in bytes, of a multiprocessor.
+def launch_config(dims: int, dtype: torch.dtype, kind: str, shared_memory: int) -> LaunchConfig:
+    """The ``kind`` of `LAUNCH_CONFIGS` for ``dims``, the padded sizes of a key and a value together, with as many
+    stages and resident programs as fit into ``shared_memory``, in bytes, of a multiprocessor.
     """
-    tile: Tile = getattr(TILES[tiles_key(dims, dtype)], kind)
-    stage, fixed = tile.keys * dims * dtype.itemsize, tile.queries * dims * dtype.itemsize // 2
+    config: LaunchConfig = getattr(LAUNCH_CONFIGS[configs_key(dims, dtype)], kind)
+    stage, fixed = config.keys * dims * dtype.itemsize, config.queries * dims * dtype.itemsize // 2
     # For tiles of a single token Triton keeps one stage less in shared memory than are under way.
     unkept = 0 if kind == "several" else 1
-    stages = max(1, min(tile.stages, (shared_memory - fixed) // stage + unkept))
+    stages = max(1, min(config.stages, (shared_memory - fixed) // stage + unkept))
     fit = shared_memory // (fixed + max(1, stages - unkept) * stage)
-    return tile._replace(stages=stages, resident=max(1, min(tile.resident, fit)))
+    return config._replace(stages=stages, resident=max(1, min(config.resident, fit)))
 
 
 def in_pairs(key_dim: int, value_dim: int) -> bool:

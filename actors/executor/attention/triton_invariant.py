@@ -25,7 +25,7 @@ from ..triton_tools.kernel import FOLLOWING, follow, jit
 from .triton_attend import keys_of, load_queries, places_of
 from .triton_backend import TritonAttention, device_limits
 from .triton_common import STEP_INPUTS, pad, pad_value
-from .triton_plan import ITEM_FIELDS, AttentionPlan, first_seen, make_plan
+from .triton_partition import ITEM_FIELDS, WorkPartition, first_seen, partition_work
 from .triton_softmax import LOG2E, MASKED, softcapped
 
 LEAST_SPLIT = 512
@@ -33,10 +33,10 @@ LEAST_SPLIT = 512
 longest context of the service, never from a step, so that a token's sum is always cut alike."""
 
 MOST_SPLITS = 32
-"""Most splits of the longest context, as in `triton_plan.MAX_SPLITS`."""
+"""Most splits of the longest context, as in `triton_partition.MAX_SPLITS`."""
 
 
-class Tile(NamedTuple):
+class LaunchConfig(NamedTuple):
     """The launch configuration of the kernel. Only ``keys`` matters for the bits."""
 
     queries: int
@@ -47,7 +47,7 @@ class Tile(NamedTuple):
 KEYS = {1: 64, 2: 64, 4: 32}
 """Keys of one iteration of the inner loop, by the bytes of a number in the cache."""
 
-SINGLE, SEVERAL = Tile(16, 4, 3), Tile(64, 4, 2)
+SINGLE, SEVERAL = LaunchConfig(16, 4, 3), LaunchConfig(64, 4, 2)
 """For rows with one token, and for all others; of some the fastest on an H200."""
 
 
@@ -81,7 +81,7 @@ def _mean_of_split(
     m = tl.full([q.shape[0]], float("-inf"), tl.float32)
     total = tl.zeros([q.shape[0], 16], tl.float32)
     acc = tl.zeros([q.shape[0], DV_PAD], tl.float32)
-    # The blocks of the next tile are looked up one step ahead, as in `triton_softmax`.
+    # The blocks of the next tile are looked up one iteration ahead, as in `triton_softmax`.
     next_block = tl.load(blocks + (lo + offset) // BLOCK_SIZE, mask=lo + offset < hi, other=0)
     for start in range(lo, hi, BLOCK_N):
         pos = start + offset
@@ -285,24 +285,26 @@ class InvariantTritonAttention(TritonAttention):
         block_size, kv_heads, key_dim = keys.shape[1:]
         value_dim = values.shape[3]
         group = query.shape[1] // kv_heads
-        tile, step = self.single if single else self.several, self.keys[keys.element_size()]
-        queries = max(pad(group), tile.queries)
+        config, block_n = self.single if single else self.several, self.keys[keys.element_size()]
+        queries = max(pad(group), config.queries)
         tokens = 1 if single else queries // group
-        split = self.split_of(batch.block_table.shape[1] * block_size, step)
-        plan = self._plan(batch, single, tokens, window, chunked, step, split, kv_heads, query.device)
-        results, sums = plan.room(tokens * group, value_dim)
-        attend_in_order_kernel[(kv_heads, len(plan.items))](
+        split = self.split_of(batch.block_table.shape[1] * block_size, block_n)
+        partition = self._fixed_partition_of(
+            batch, single, tokens, window, chunked, block_n, split, kv_heads, query.device
+        )
+        results, sums = partition.room(tokens * group, value_dim)
+        attend_in_order_kernel[(kv_heads, len(partition.items))](
             out,
             results,
             sums,
-            plan.arrived,
+            partition.arrived,
             query,
             keys,
             values,
             None if scales is None else scales.keys,
             None if scales is None else scales.values,
             sinks,
-            plan.items,
+            partition.items,
             batch.block_table,
             scale,
             *query.stride()[:2],
@@ -320,44 +322,44 @@ class InvariantTritonAttention(TritonAttention):
             KV_HEADS=kv_heads,
             TOKENS=tokens,
             BLOCK_M=queries,
-            BLOCK_N=step,
-            num_warps=tile.warps,
-            num_stages=tile.stages,
+            BLOCK_N=block_n,
+            num_warps=config.warps,
+            num_stages=config.stages,
             **FOLLOWING,
         )
 
-    def split_of(self, longest: int, step: int) -> int:
+    def split_of(self, longest: int, block_n: int) -> int:
         """Keys of a split in a service whose sequences have up to ``longest`` positions."""
-        return max(self.least_split, triton.cdiv(triton.cdiv(longest, MOST_SPLITS), step) * step)
+        return max(self.least_split, triton.cdiv(triton.cdiv(longest, MOST_SPLITS), block_n) * block_n)
 
-    def _plan(
+    def _fixed_partition_of(
         self,
         batch: PagedBatch,
         single: bool,
         tokens: int,
         window: int,
         chunked: bool,
-        step: int,
+        block_n: int,
         split: int,
         kv_heads: int,
         device: torch.device,
-    ) -> AttentionPlan:
-        """The plan of this step, made once for all layers that are alike."""
-        plan_of = (single, tokens, window, chunked, step, split, kv_heads)
-        if plan_of not in self._plans:
-            self._plans[plan_of] = make_plan(
+    ) -> WorkPartition:
+        """The partition of this step, made once for all layers that are alike."""
+        key = (single, tokens, window, chunked, block_n, split, kv_heads)
+        if key not in self._partitions:
+            self._partitions[key] = partition_work(
                 batch,
                 single=single,
                 tokens=tokens,
                 window=window,
                 chunked=chunked,
-                keys=step,
+                keys=block_n,
                 block_size=batch.cache.block_size,
-                least=step,
+                least=block_n,
                 target=2,
                 kv_heads=kv_heads,
                 multiprocessors=device_limits(device).multiprocessors,
                 resident=1,
                 split=split,
             )
-        return self._plans[plan_of]
+        return self._partitions[key]

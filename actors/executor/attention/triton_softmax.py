@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton.language as tl
 
 from ..triton_tools.kernel import PTX, jit
-from .triton_plan import first_seen
+from .triton_partition import first_seen
 
 LOG2E = tl.constexpr(1.4426950408889634)
 MASKED = tl.constexpr(-1.0e30)
@@ -121,7 +121,7 @@ def attend(
     keys += k_dim
     values += v_dim
 
-    # The blocks of the next tile are looked up one step ahead: a load whose address is itself still being
+    # The blocks of the next tile are looked up one iteration ahead: a load whose address is itself still being
     # loaded would halve the depth of Triton's software pipeline.
     if WHOLE:
         blocks += offset // BLOCK_SIZE

@@ -22,7 +22,7 @@ from .adapters.adapters import Adapters, Sublayers, projections_of
 from .adapters.limits import AdapterLimits
 from .adapters.tail import TailedLinear
 from .findings import DecoderFindings, ModelFindings
-from .stateful.kernels import choose_by_inputs
+from .stateful.package_kernels import choose_by_inputs
 from .stateful.running import StatefulModules
 
 CHANGING_ROPE_TYPES = ("dynamic", "longrope")

@@ -1,7 +1,7 @@
 """Exchanges tensors between ranks over peer memory: sums, and gathered logits.
 
 A step of few rows has two sums a layer of a few kilobytes each, the logits of each rank, and a few tokens, for which
-NCCL takes several times as long as the bytes are on their way. ``kernels.py`` says how they get there instead.
+NCCL takes several times as long as the bytes are on their way. ``exchange_kernels.py`` says how they get there instead.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ MOST_BYTES_ALONE = 8 << 20
 46; with 16 MiB both take 71 to 74, and larger ones are faster through NCCL."""
 
 PROGRAMS_EACH = 2
-"""Programs of at most four warps (``kernels.MOST_WARPS``) that run on one multiprocessor at the same time, whatever
-registers each takes."""
+"""Programs of at most four warps (``exchange_kernels.MOST_WARPS``) that run on one multiprocessor at the same time,
+whatever registers each takes."""
 
 TILE = 512
 """Words that a program sends at once."""
@@ -83,7 +83,7 @@ class PeerExchange:
 
     def sum(self, tensor: Tensor) -> None:
         """Put the sum of all ranks' tensors into ``tensor``."""
-        from .kernels import sum_in_place
+        from .exchange_kernels import sum_in_place
 
         summed = aligned(tensor)
         sum_in_place(summed, self.programs, self.tile, self.arguments)
@@ -96,7 +96,7 @@ class PeerExchange:
 
     def gather(self, tensor: Tensor, width: int) -> Tensor:
         """The columns of all ranks' tensors [N, M] in the order of ranks, cut to [N, width]."""
-        from .kernels import gather
+        from .exchange_kernels import gather
 
         out = tensor.new_empty(len(tensor), width)
         gather(aligned(tensor), out, self.programs, self.tile, self.arguments)
@@ -108,7 +108,7 @@ class PeerExchange:
 
     def broadcast(self, tensor: Tensor) -> None:
         """Put what rank 0 has in ``tensor`` into that of every rank."""
-        from .kernels import broadcast
+        from .exchange_kernels import broadcast
 
         sent = aligned(tensor)
         broadcast(sent, self.programs, self.tile, self.arguments)

@@ -57,7 +57,7 @@ class PeerMemory:
 
     def write(self, address: int, word: int) -> None:
         """Put ``word`` into a peer's memory as sums do, and wait until it is there."""
-        from .kernels import write_word
+        from .exchange_kernels import write_word
 
         write_word(address, word)
         torch.cuda.synchronize(self.device)

@@ -19,7 +19,7 @@ from ..step.batch import RunningBatch
 from ..step_limit import StepLimit
 from .engine import Engine, facts_of, max_batched_tokens, runner_of
 from .imports import import_libraries
-from .load import load, load_adapters, load_grammars
+from .load_folder import load, load_adapters, load_grammars
 from .memory import check_states, count_blocks
 from .prepare import Prepared
 from .read_ahead import reading_ahead

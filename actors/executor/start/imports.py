@@ -26,7 +26,7 @@ KERNELS = (
     "..attention.triton_backend",
     "..keeping.cuda_memory",
     "..keeping.weights",
-    "..model.fused.kernels",
+    "..model.fused.triton_operations",
     "..model.products.few_rows",
 )
 """Modules of ours that an executor on a GPU needs."""
@@ -42,7 +42,7 @@ def import_model(options: ExecutorOptions) -> None:
     import torch.fx.experimental.symbolic_shapes  # noqa: F401
 
     if options.tensor_parallel_size > 1:
-        from ..ranks import load  # noqa: F401
+        from ..ranks import shard_loading  # noqa: F401
 
 
 def import_kernels() -> None:

@@ -17,7 +17,7 @@ from ...options import ExecutorOptions
 from ...text.grammars.grammar import GrammarCompiler
 from ..devices.kinds import uses_gpu
 from .imports import import_kernels, import_model, import_transformers, uncollected
-from .load import load, load_grammars, make_skeleton
+from .load_folder import load, load_grammars, make_skeleton
 from .read_ahead import reading_ahead
 
 if TYPE_CHECKING:

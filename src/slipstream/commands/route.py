@@ -16,7 +16,7 @@ def declare(parser: argparse.ArgumentParser) -> Run:
     add_arguments(parser, RouteOptions)
     parser.usage = "slipstream route ENDPOINT... [options]"
     parser.epilog = (
-        "All services serve the same model. A request goes to the one that has most of its beginning in the cache,"
+        "All services serve the same model. A request goes to the one that has most of its prefix in the cache,"
         " unless that one has far more to do than the others; and when a service is lost, what it had open goes on"
         " at another. Options can be given in the environment and in a file too, as those of slipstream serve."
     )

@@ -221,11 +221,11 @@ def test_what_a_graph_may_hold_reads_nothing_on_the_host(
     """What the host reads at the capture is the same in every replay. Fake tensors have no numbers to be read."""
     if name == "triton":
         pytest.importorskip("triton")
-        from slipstream.actors.executor.attention import triton_backend, triton_plan, triton_write
+        from slipstream.actors.executor.attention import triton_backend, triton_partition, triton_write
 
         for module, kernel in [
             (triton_write, "write_kernel"),
-            (triton_plan, "plan_kernel"),
+            (triton_partition, "partition_kernel"),
             (triton_backend, "attend_kernel"),
         ]:
             monkeypatch.setattr(module, kernel, _NoKernel())

@@ -67,7 +67,7 @@ class Case:
 
 def check(case: Case) -> None:
     """Run ``case`` on a cache with blocks in random order, and compare every row with plain attention."""
-    from slipstream.actors.executor.attention import triton_backend, triton_plan
+    from slipstream.actors.executor.attention import triton_backend, triton_partition
 
     rng = random.Random(case.seed)
     torch.manual_seed(case.seed)
@@ -172,9 +172,9 @@ def check(case: Case) -> None:
         if case.target is not None:
             # As finely as is allowed, whatever it costs.
             patch.setattr(triton_backend, "WAVES", case.target * case.kv_heads)
-            patch.setattr(triton_plan, "OVERHEAD", -1e6)
+            patch.setattr(triton_partition, "OVERHEAD", -1e6)
         if case.tile is not None:
-            tile = triton_backend.Tile(
+            config = triton_backend.LaunchConfig(
                 max(case.queries, triton_backend.pad(case.query_heads // case.kv_heads)),
                 case.tile,
                 warps=4,
@@ -182,7 +182,7 @@ def check(case: Case) -> None:
                 resident=1,
                 least=case.tile,
             )
-            patch.setattr(triton_backend, "choose_tile", lambda *_: tile)
+            patch.setattr(triton_backend, "launch_config", lambda *_: config)
         out = triton_backend.TritonAttention()(
             query,
             key,
@@ -454,11 +454,11 @@ def test_a_graph_follows_what_is_in_its_tensors(
     On a CPU the launches of the capture take the place of the graph: the same kernels with the same arguments, and
     before each replay, whatever memory the graph took for itself is overwritten, as by another graph of its pool.
     """
-    from slipstream.actors.executor.attention import triton_backend, triton_plan
+    from slipstream.actors.executor.attention import triton_backend, triton_partition
 
-    tile = triton_backend.Tile(16, 16, warps=4, stages=2, resident=5, least=16)
-    monkeypatch.setattr(triton_backend, "choose_tile", lambda *_: tile)
-    monkeypatch.setattr(triton_plan, "OVERHEAD", -1e6)  # as many parts as are allowed
+    config = triton_backend.LaunchConfig(16, 16, warps=4, stages=2, resident=5, least=16)
+    monkeypatch.setattr(triton_backend, "launch_config", lambda *_: config)
+    monkeypatch.setattr(triton_partition, "OVERHEAD", -1e6)  # as many parts as are allowed
     draw = random.Random(0)
     slots, bound, size, heads, dim = 4, 160, 16, 2, 32
     rows, tokens = (slots, slots) if decode_only else (slots + 2, 50)
@@ -536,11 +536,11 @@ def capture(
             out = step()
         return lambda: (graph.replay(), out)[1]
 
-    from slipstream.actors.executor.attention import triton_backend, triton_plan, triton_write
+    from slipstream.actors.executor.attention import triton_backend, triton_partition, triton_write
 
     launches: list[tuple[Any, Any, tuple[Any, ...], dict[str, Any]]] = []
     kernels = [
-        (triton_plan, "plan_kernel"),
+        (triton_partition, "partition_kernel"),
         (triton_write, "write_kernel"),
         (triton_backend, "attend_kernel"),
     ]
@@ -584,8 +584,10 @@ class Recorded:
 
 @pytest.mark.skipif(not KERNELS_RUN, reason="needs a CUDA device or the interpreter")
 @pytest.mark.parametrize("seed", range(20))
-def test_a_plan_gives_every_key_of_every_tile_to_one_item(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from slipstream.actors.executor.attention import triton_plan
+def test_a_partition_gives_every_key_of_every_tile_to_one_item(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from slipstream.actors.executor.attention import triton_partition
 
     draw = random.Random(seed)
     rows, spare, single = draw.choice([1, 5, 300]), draw.choice([0, 40]), draw.random() < 0.5
@@ -608,8 +610,8 @@ def test_a_plan_gives_every_key_of_every_tile_to_one_item(seed: int, monkeypatch
         decode_only=False,
         max_kv_len=draw.choice([max(kv_lens), 100]),  # too low a bound makes fewer parts, and loses no keys
     )
-    monkeypatch.setattr(triton_plan, "OVERHEAD", draw.choice([3.0, -1e6]))
-    plan = triton_plan.make_plan(
+    monkeypatch.setattr(triton_partition, "OVERHEAD", draw.choice([3.0, -1e6]))
+    partition = triton_partition.partition_work(
         batch,
         single=single,
         tokens=tokens,
@@ -642,7 +644,7 @@ def test_a_plan_gives_every_key_of_every_tile_to_one_item(seed: int, monkeypatch
     """First result and number of parts of each tile in several."""
     parts_of: dict[tuple[int, int], list[int]] = {}
     ended = False
-    for slot, first, many, position, low, high, first_result, part, parts in plan.items.tolist():
+    for slot, first, many, position, low, high, first_result, part, parts in partition.items.tolist():
         if many == 0:
             ended = True
             continue
@@ -671,10 +673,10 @@ def test_a_plan_gives_every_key_of_every_tile_to_one_item(seed: int, monkeypatch
         assert first_result == end
         end += parts
     assert end <= target
-    assert (plan.arrived is not None) or not split
-    if plan.arrived is not None:
-        assert end <= len(plan.arrived)
-        assert not plan.arrived.any()
+    assert (partition.arrived is not None) or not split
+    if partition.arrived is not None:
+        assert end <= len(partition.arrived)
+        assert not partition.arrived.any()
 
 
 @pytest.mark.skipif(not KERNELS_RUN, reason="needs a CUDA device or the interpreter")
@@ -700,7 +702,7 @@ def test_a_plan_gives_every_key_of_every_tile_to_one_item(seed: int, monkeypatch
 )
 def test_keys_are_divided_so_that_multiprocessors_end_together(contexts: list[int], parts: set[int]) -> None:
     """A device of 132 multiprocessors, three programs on each at once, and 8 heads."""
-    from slipstream.actors.executor.attention.triton_plan import make_plan
+    from slipstream.actors.executor.attention.triton_partition import partition_work
 
     rows = len(contexts)
     batch = PagedBatch(
@@ -713,7 +715,7 @@ def test_keys_are_divided_so_that_multiprocessors_end_together(contexts: list[in
         decode_only=True,
         max_kv_len=max(contexts),
     )
-    plan = make_plan(
+    partition = partition_work(
         batch,
         single=True,
         tokens=1,
@@ -727,6 +729,6 @@ def test_keys_are_divided_so_that_multiprocessors_end_together(contexts: list[in
         multiprocessors=132,
         resident=3,
     )
-    items = [record for record in plan.items.tolist() if record[2]]
+    items = [record for record in partition.items.tolist() if record[2]]
     assert {record[8] for record in items} == parts
     assert all(record[4] < record[5] for record in items), "each part has keys"

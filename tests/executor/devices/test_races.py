@@ -242,7 +242,7 @@ def repeated_load(world: World, requests: int) -> None:
 
 
 def crowded_load(world: World, requests: int, lengths: Sequence[int] = range(1, 100)) -> None:
-    """Too little room, many common beginnings, and clients that give up early: blocks change hands all the time."""
+    """Too little room, many common prefixes, and clients that give up early: blocks change hands all the time."""
     rng = world.rng
     world.connect(b"ann")
     for number in range(requests):

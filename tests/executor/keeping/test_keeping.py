@@ -26,9 +26,9 @@ from slipstream.actors.executor.model.findings import DecoderFindings, findings_
 from slipstream.actors.executor.model.fused import fuse, recognise
 from slipstream.actors.executor.model.loading.load import load_config, load_model, skeleton_of
 from slipstream.actors.executor.model.paged_model import PagedModel
-from slipstream.actors.executor.ranks import load
+from slipstream.actors.executor.ranks import shard_loading
 from slipstream.actors.executor.ranks.group import RankGroup
-from slipstream.actors.executor.ranks.load import load_shard
+from slipstream.actors.executor.ranks.shard_loading import load_shard
 from slipstream.protocol.internal import Adapter
 from slipstream.runtime.keeping import MOST_FILES, HeldFiles
 from tiny_models import FAMILIES, make_checkpoint
@@ -66,7 +66,7 @@ def shelves() -> Iterator[list[KeptWeights]]:
 
 @pytest.fixture(autouse=True)
 def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    take_turns(monkeypatch, {load: LOADING, weights: ("skeleton_of",)})
+    take_turns(monkeypatch, {shard_loading: LOADING, weights: ("skeleton_of",)})
 
 
 @pytest.fixture

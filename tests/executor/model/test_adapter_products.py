@@ -25,7 +25,7 @@ def test_under_the_interpreter() -> None:
 
 
 def triton_products() -> Products:
-    from slipstream.actors.executor.model.adapters.kernels import TritonProducts
+    from slipstream.actors.executor.model.adapters.triton_products import TritonProducts
 
     return TritonProducts()
 

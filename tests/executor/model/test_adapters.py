@@ -115,11 +115,11 @@ def train(family: str, folder: Path, kinds: dict[str, dict[str, Any]]) -> Traine
 def requests(names: list[str]) -> list[tuple[list[int], SamplingParams]]:
     """Prompts of which many begin alike, for each of the adapters and for none."""
     rng = random.Random(3)
-    beginning = [rng.randrange(VOCAB_SIZE) for _ in range(20)]
+    prefix = [rng.randrange(VOCAB_SIZE) for _ in range(20)]
     made = []
     for number in range(16):
         length = rng.randrange(1, 20)
-        prompt = beginning[:length] if number % 4 < 2 else [rng.randrange(VOCAB_SIZE) for _ in range(length)]
+        prompt = prefix[:length] if number % 4 < 2 else [rng.randrange(VOCAB_SIZE) for _ in range(length)]
         name = ["", *names][number % (len(names) + 1)]
         made.append((prompt, SamplingParams(max_tokens=12, temperature=0.0, seed=number, adapter=name)))
     return made

@@ -195,7 +195,7 @@ def ends(last: int) -> Iterator[list[int]]:
 def test_a_token_is_given_the_same_however_its_text_is_cut_and_whoever_is_beside_it(
     kind: str, group: int, dims: int, value_dims: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from slipstream.actors.executor.attention import triton_plan
+    from slipstream.actors.executor.attention import triton_partition
     from slipstream.actors.executor.attention.triton_backend import TritonAttention
 
     how: dict[str, Any] = {}
@@ -214,18 +214,18 @@ def test_a_token_is_given_the_same_however_its_text_is_cut_and_whoever_is_beside
     )
     assert torch.equal(texts.attended(backend, ends(2), **how)[:, -2:], expected[:, -2:])
     # Rows that decode, though they are many: one program goes through all parts.
-    monkeypatch.setattr(triton_plan, "MOST_FIXED", 1)
+    monkeypatch.setattr(triton_partition, "MOST_FIXED", 1)
     assert torch.equal(texts.attended(backend, ends(2), **how)[:, -2:], expected[:, -2:])
 
 
 def small() -> Any:
     """With several parts and several tiles even in short texts."""
-    from slipstream.actors.executor.attention.triton_invariant import InvariantTritonAttention, Tile
+    from slipstream.actors.executor.attention.triton_invariant import InvariantTritonAttention, LaunchConfig
 
     backend = InvariantTritonAttention()
     backend.least_split = 16
     backend.keys = dict.fromkeys((1, 2, 4), 16)
-    backend.several = Tile(16, 4, 2)
+    backend.several = LaunchConfig(16, 4, 2)
     return backend
 
 
@@ -240,8 +240,8 @@ def test_parts_that_the_load_decides_are_seen() -> None:
 
 @needs_kernels
 def test_any_number_of_rows_has_a_tile() -> None:
-    from slipstream.actors.executor.model.products.fixed_order import tile_for
+    from slipstream.actors.executor.model.products.fixed_order import launch_config
 
     for rows in range(1, 600):
-        tile = tile_for(rows, 2, 1 << 17)
-        assert tile.rows >= rows or tile.rows == 128
+        config = launch_config(rows, 2, 1 << 17)
+        assert config.rows >= rows or config.rows == 128

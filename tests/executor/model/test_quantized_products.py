@@ -16,7 +16,7 @@ from torch import Tensor
 if TYPE_CHECKING or KERNELS_RUN:
     import triton
     import triton.language as tl
-    from slipstream.actors.executor.model.quantization import conversion, kernels
+    from slipstream.actors.executor.model.quantization import conversion, product_kernels
 
 HALVES = [torch.bfloat16, torch.float16]
 ONES = torch.ones(20, device=DEVICE)
@@ -62,8 +62,8 @@ def test_one_row(shape: tuple[int, int], stored: torch.dtype, dtype: torch.dtype
     weight, states = weight_of(*shape, stored), states_of(1, shape[1], dtype)
     bias = states_of(1, shape[0], dtype)[0]
     given = (weight.values, weight.scales, weight.block)
-    assert_close(kernels.one_row(states, *given, None), states, weight)
-    assert_close(kernels.one_row(states, *given, bias), states, weight, bias)
+    assert_close(product_kernels.one_row(states, *given, None), states, weight)
+    assert_close(product_kernels.one_row(states, *given, bias), states, weight, bias)
 
 
 @needs_kernels
@@ -95,11 +95,11 @@ def test_every_number_is_read_as_what_it_stands_for(stored: torch.dtype) -> None
 def test_few_rows(rows: int, shares: int, stored: torch.dtype, dtype: torch.dtype) -> None:
     """Sizes that fill no tile, and columns that fill no share."""
     weight, states = weight_of(70, 300, stored), states_of(rows, 300, dtype)
-    tiles = kernels.Tiles(32, 64, 4, 2, shares)
+    config = product_kernels.LaunchConfig(32, 64, 4, 2, shares)
     given = (weight.values, weight.scales, weight.block)
-    assert_close(kernels.few_rows(states, *given, None, tiles), states, weight)
+    assert_close(product_kernels.few_rows(states, *given, None, config), states, weight)
     bias = states_of(1, 70, dtype)[0]
-    assert_close(kernels.few_rows(states, *given, bias, tiles), states, weight, bias)
+    assert_close(product_kernels.few_rows(states, *given, bias, config), states, weight, bias)
     assert not arrivals("few rows", 1, states.device).any(), "the next product begins with none arrived"
 
 
@@ -121,7 +121,7 @@ def test_rows_of_zeros_stay_zeros() -> None:
     for states in (torch.zeros(3, 64), torch.eye(3, 64)):
         states = states.to(DEVICE, torch.float16)
         assert_close(
-            kernels.few_rows(states, weight.values, weight.scales, weight.block, None) + 1.0,
+            product_kernels.few_rows(states, weight.values, weight.scales, weight.block, None) + 1.0,
             states,
             weight,
             ONES,
@@ -131,7 +131,7 @@ def test_rows_of_zeros_stay_zeros() -> None:
 @needs_kernels
 @pytest.mark.parametrize("columns", [8, 48, 300])
 def test_columns_of_any_number(columns: int) -> None:
-    for rows, product in ((1, kernels.one_row), (3, kernels.few_rows)):
+    for rows, product in ((1, product_kernels.one_row), (3, product_kernels.few_rows)):
         weight, states = weight_of(20, columns, torch.int8), states_of(rows, columns, torch.float16)
         assert_close(product(states, weight.values, weight.scales, weight.block, None), states, weight)
 
@@ -144,7 +144,7 @@ def test_scales_of_blocks(rows: int, block: tuple[int, int]) -> None:
         weight_of(70, 300, torch.float8_e4m3fn, block),
         states_of(rows, 300, torch.float16),
     )
-    product = kernels.one_row if rows == 1 else kernels.few_rows
+    product = product_kernels.one_row if rows == 1 else product_kernels.few_rows
     assert_close(product(states, weight.values, weight.scales, weight.block, None), states, weight)
 
 
@@ -183,4 +183,6 @@ def test_scales_that_lie_otherwise_in_memory() -> None:
     """GPTQ and AWQ store them transposed."""
     weight, states = weight_of(32, 64, torch.int8, (1, 16)), states_of(1, 64, torch.float16)
     layer = QuantizedLinear(weight.values, weight.scales.T.contiguous().T, weight.block, None)
-    assert_close(kernels.one_row(states, layer.weight, layer.scales, layer.block, None), states, weight)
+    assert_close(
+        product_kernels.one_row(states, layer.weight, layer.scales, layer.block, None), states, weight
+    )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from slipstream.actors.executor.model.loading.load import model_on_meta
-from slipstream.actors.executor.model.stateful import kernels
+from slipstream.actors.executor.model.stateful import package_kernels
 from tiny_models import STATEFUL, make_config
 
 SUPPORT = Path(__file__).parents[2] / "support"
@@ -61,7 +61,7 @@ from slipstream.actors.executor.model.skipped_imports import skip_imports
 skip_imports()
 from slipstream.actors.executor.model.loading.load import from_config, model_on_meta
 from slipstream.actors.executor.model.comparison import compared
-from slipstream.actors.executor.model.stateful import kernels
+from slipstream.actors.executor.model.stateful import package_kernels
 from tiny_models import make_config
 torch.set_num_threads(1)
 assert not transformers.integrations.hub_kernels._kernels_enabled, "they would be fetched"
@@ -69,7 +69,7 @@ from_config(make_config("llama"), torch.device("cpu"), torch.float32)  # imports
 
 def look(folder, devices, dtype):
     sys.path.insert(0, folder)
-    kernels.DEVICES = set(devices)
+    package_kernels.DEVICES = set(devices)
     model = from_config(make_config("qwen3_next"), torch.device("cpu"), getattr(torch, dtype))
     counted = sys.modules.get("counted")
     counted and counted.calls.clear()
@@ -215,5 +215,5 @@ WANTED = {
 def test_what_would_make_each_family_faster_is_told(family: str) -> None:
     model = model_on_meta(make_config(family), torch.bfloat16)
     assert model.stateful is not None
-    found = " ".join(kernels.notes(model.stateful.modules))
+    found = " ".join(package_kernels.notes(model.stateful.modules))
     assert [package for package in (CONVOLUTION, DELTA, SCAN) if package in found] == WANTED[family]

@@ -20,7 +20,7 @@ from slipstream.actors.executor.model.fused import fuse as fusing
 from slipstream.actors.executor.model.loading.load import from_config, load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.model.quantization.stacked import stacked
-from slipstream.actors.executor.start.load import adapter_limits_of
+from slipstream.actors.executor.start.load_folder import adapter_limits_of
 from slipstream.protocol.errors import InvalidRequest
 from slipstream.protocol.internal import Adapter
 from tiny_models import make_checkpoint, make_config

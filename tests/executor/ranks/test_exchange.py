@@ -221,7 +221,7 @@ def test_a_sum_that_is_added_and_normalised_at_once(size: int) -> None:
     """Sums by themselves come between, whose kernels cut the same memory otherwise."""
 
     def work(rank: int, exchange: PeerExchange) -> Iterator[Tensor]:
-        from slipstream.actors.executor.model.fused.kernels import TritonOperations
+        from slipstream.actors.executor.model.fused.triton_operations import TritonOperations
 
         operations = TritonOperations()
         group = RankGroup(rank, size, None)
@@ -249,7 +249,7 @@ def test_a_sum_that_is_added_and_normalised_at_once(size: int) -> None:
 
 @needs_processes
 def test_a_word_is_written_where_it_belongs_and_nothing_beside_it() -> None:
-    from slipstream.actors.executor.ranks.kernels import write_word
+    from slipstream.actors.executor.ranks.exchange_kernels import write_word
 
     memory = torch.zeros(40, dtype=torch.int64)
     write_word(memory[3:].data_ptr(), 7)
@@ -260,7 +260,7 @@ def test_a_word_is_written_where_it_belongs_and_nothing_beside_it() -> None:
 @needs_processes
 def test_a_row_has_a_word_for_every_thread_or_is_summed_by_itself() -> None:
     """A word that several threads have would be emptied by one before the other has read it."""
-    from slipstream.actors.executor.model.fused.kernels import sums_rows, warps
+    from slipstream.actors.executor.model.fused.triton_operations import sums_rows, warps
 
     def summed(width: int, dtype: torch.dtype) -> bool:
         pad = 1 << (width - 1).bit_length()
@@ -296,7 +296,7 @@ def test_two_programs_run_on_each_multiprocessor(
     found = SimpleNamespace(multi_processor_count=multiprocessors)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
     assert programs_on(torch.device("cuda", 0)) == programs <= 2 * multiprocessors
-    from slipstream.actors.executor.ranks.kernels import MOST_WARPS
+    from slipstream.actors.executor.ranks.exchange_kernels import MOST_WARPS
 
     assert MOST_WARPS * 32 * 255 * 2 <= 65_536, "registers of a multiprocessor"
 

@@ -19,7 +19,7 @@ from slipstream.actors.executor.model.fused import fuse
 from slipstream.actors.executor.model.loading.load import from_config
 from slipstream.actors.executor.ranks.exchange import PeerExchange
 from slipstream.actors.executor.ranks.group import RankGroup
-from slipstream.actors.executor.ranks.load import divide
+from slipstream.actors.executor.ranks.shard_loading import divide
 from slipstream.actors.executor.ranks.words import EMPTY, WORD
 from tiny_models import make_config
 from torch.distributed import FileStore, ProcessGroupGloo  # type: ignore[attr-defined]
@@ -40,7 +40,7 @@ def test_under_the_interpreter() -> None:
 
 def run_rank(rank: int, family: str, store: str, halves: list[torch.Tensor]) -> None:
     """Fails unless the parts compute what the whole does, and every sum of the decoder goes over the halves."""
-    from slipstream.actors.executor.model.fused.kernels import TritonOperations
+    from slipstream.actors.executor.model.fused.triton_operations import TritonOperations
 
     class Counting(PeerExchange):
         """How often it was asked for: for a sum by itself, for logits, and for any kernel."""

@@ -3,7 +3,7 @@
 Each program of each rank is a generator that a run advances one access at a time. What a program writes is under way
 until the run lets it arrive, at any time before the kernel of its rank ends; only writes of a rank to one place keep
 their order. Kernels have one program or several, and cut the same places differently. A program has sent a tile more
-than it waits for, or all. A fault planted in any step of the argument in ``kernels.py`` is found.
+than it waits for, or all. A fault planted in any step of the argument in ``exchange_kernels.py`` is found.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ from slipstream.actors.executor.ranks import rendezvous
 from slipstream.actors.executor.ranks.follower import Follower
 from slipstream.actors.executor.ranks.group import RankGroup, RankLost
 from slipstream.actors.executor.ranks.leader import Leader
-from slipstream.actors.executor.ranks.load import divide
 from slipstream.actors.executor.ranks.sampler import FollowingSampler
+from slipstream.actors.executor.ranks.shard_loading import divide
 from slipstream.protocol.errors import SlipstreamError
 from slipstream.protocol.events import Completed, HandedOn, PeerUp
 from slipstream.protocol.internal import Capacity, CaptureNext, Forget, Plan
@@ -40,7 +40,7 @@ torch.set_num_threads(1)
 
 
 def requests(schedule: int = 5) -> list[tuple[list[int], SamplingParams]]:
-    """Prompts that are computed in pieces, that share beginnings, and every wish that changes the sampling."""
+    """Prompts that are computed in pieces, that share prefixes, and every wish that changes the sampling."""
     rng = random.Random(schedule)
     shared = [rng.randrange(VOCAB_SIZE - 2) for _ in range(20)]
     wishes = [

@@ -18,12 +18,12 @@ from slipstream.actors.executor.model.comparison import compared_tokens, paged_l
 from slipstream.actors.executor.model.loading.load import from_config, load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.model.quantization.linear import PROJECTIONS, QuantizedLinear
-from slipstream.actors.executor.ranks import load
+from slipstream.actors.executor.ranks import shard_loading
 from slipstream.actors.executor.ranks.group import RankGroup
 from slipstream.actors.executor.ranks.layers import SummedExperts, SummedLinear
-from slipstream.actors.executor.ranks.load import divide, load_shard, make_shard, shortened
 from slipstream.actors.executor.ranks.quantized import SummedQuantized
 from slipstream.actors.executor.ranks.shard import Sharding, shard
+from slipstream.actors.executor.ranks.shard_loading import divide, load_shard, make_shard, shortened
 from slipstream.protocol.errors import InvalidRequest, ModelNotSupported
 from slipstream.protocol.internal import Adapter
 from tiny_models import FAMILIES, make_checkpoint, make_config
@@ -232,7 +232,7 @@ def test_a_number_of_ranks_that_does_not_divide_is_refused(
 
 @pytest.fixture
 def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    take_turns(monkeypatch, {load: LOADING})
+    take_turns(monkeypatch, {shard_loading: LOADING})
 
 
 def loaded(folder: Path, of: Callable[..., PagedModel], dtype: str = "auto") -> list[PagedModel]:
@@ -253,15 +253,15 @@ def test_parts_of_a_model_that_fits_nowhere_as_a_whole_are_the_same(
         layer_types=["sliding_attention"] * 4 + ["full_attention"] * 2,
     )
     compared_whole = loaded(folder, load_shard)
-    monkeypatch.setattr(load, "fits", lambda *given: False)
+    monkeypatch.setattr(shard_loading, "fits", lambda *given: False)
     short: list[int] = []
-    real = load.divide
+    real = shard_loading.divide
 
     def divide(model: PagedModel, group: RankGroup) -> None:
         short.append(model.config.num_hidden_layers)
         real(model, group)
 
-    monkeypatch.setattr(load, "divide", divide)
+    monkeypatch.setattr(shard_loading, "divide", divide)
     compared_short = loaded(folder, load_shard)
     assert short == [5, 5], "as many layers as it takes to have one of every type"
     for one, other in zip(compared_whole, compared_short, strict=True):

@@ -613,10 +613,10 @@ def random_params(rng: random.Random, seed: int) -> SamplingParams:
 def known(plain: torch.nn.Module) -> list[tuple[list[int], SamplingParams, Answer]]:
     """Requests and their answers by the plain loop. Some begin alike, for the prefix cache."""
     rng = random.Random(13)
-    beginnings = [[rng.randrange(EOS) for _ in range(22)] for _ in range(2)]
+    prefixes = [[rng.randrange(EOS) for _ in range(22)] for _ in range(2)]
     made = []
     for seed in range(24):
-        prompt = rng.choice([[], [], *beginnings]) + [rng.randrange(EOS) for _ in range(rng.randrange(1, 20))]
+        prompt = rng.choice([[], [], *prefixes]) + [rng.randrange(EOS) for _ in range(rng.randrange(1, 20))]
         params = random_params(rng, seed)
         made.append((prompt, params, plain_answer(plain, prompt, params)))
     return made

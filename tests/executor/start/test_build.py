@@ -18,7 +18,7 @@ from slipstream.actors.executor.start import build
 from slipstream.actors.executor.start.device_choice import DeviceLost, choose_device, found_again
 from slipstream.actors.executor.start.engine import max_batched_tokens
 from slipstream.actors.executor.start.imports import import_libraries
-from slipstream.actors.executor.start.load import leave_out_what_others_lack
+from slipstream.actors.executor.start.load_folder import leave_out_what_others_lack
 from slipstream.actors.options import ModelOptions
 from slipstream.actors.scheduler.config import SchedulerConfig
 from slipstream.actors.scheduler.scheduler import Scheduler

@@ -21,7 +21,7 @@ from replay import Replay, Replays
 from slipstream.actors.executor.devices.cpu import CpuDevice
 from slipstream.actors.executor.model.loading.load import from_config
 from slipstream.actors.executor.model.paged_model import PagedModel
-from slipstream.actors.executor.ranks.load import divide
+from slipstream.actors.executor.ranks.shard_loading import divide
 from slipstream.actors.executor.start import build, memory
 from slipstream.actors.executor.start import gpu as module
 from slipstream.actors.executor.start.engine import Engine

@@ -20,7 +20,7 @@ from slipstream.actors.executor.devices.cuda import CudaDevice, CudaGraphs
 from slipstream.actors.executor.model.comparison import paged_logits
 from slipstream.actors.executor.model.loading.load import load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
-from slipstream.actors.executor.model.stateful import kernels
+from slipstream.actors.executor.model.stateful import package_kernels
 from slipstream.actors.executor.start.gpu import on_gpu as start_on_gpu
 from slipstream.actors.executor.step.buckets import buckets_of
 from slipstream.actors.executor.step.graphs import GraphRunner
@@ -149,7 +149,7 @@ def test_kernels_of_packages_compute_chunks_and_rows_that_decode(
         served = error_of(paged_logits(model, tokens, CUTS))
     assert called == wanted
     theirs = error_of(plain_logits(model, tokens))
-    monkeypatch.setattr(kernels, "DEVICES", set[str]())
+    monkeypatch.setattr(package_kernels, "DEVICES", set[str]())
     in_torch = error_of(plain_logits(model, tokens))
     print(f"{family}: served {served:.4f}, transformers {theirs:.4f}, without kernels {in_torch:.4f}")
     assert served <= min(MOST, 1.5 * max(theirs, in_torch))
@@ -208,7 +208,7 @@ def plain_logits(model: PagedModel, tokens: Tensor) -> Tensor:
 def called(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The names of the kernels that models made from now on have called."""
     names: set[str] = set()
-    choose = kernels.chosen_by_inputs
+    choose = package_kernels.chosen_by_inputs
 
     def noting(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
         def noted(*given: Any, **named: Any) -> Any:
@@ -219,7 +219,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         run.chosen_by_inputs = kernel
         return run
 
-    monkeypatch.setattr(kernels, "chosen_by_inputs", noting)
+    monkeypatch.setattr(package_kernels, "chosen_by_inputs", noting)
     return names
 
 

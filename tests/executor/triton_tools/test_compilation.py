@@ -47,7 +47,7 @@ class Driver:
 def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
     """The kernels that were compiled; one for which no other is compiled at the same time never is."""
     import triton
-    from slipstream.actors.executor.model.fused import kernels
+    from slipstream.actors.executor.model.fused import triton_operations
     from triton.runtime import driver
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
@@ -64,13 +64,13 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[s
     monkeypatch.setattr("triton.compiler.compile", noted)
     monkeypatch.setattr(driver, "_active", Driver())
     yield found
-    for kernel in (kernels.norm_kernel, kernels._gate_kernel):
+    for kernel in (triton_operations.norm_kernel, triton_operations._gate_kernel):
         kernel.device_caches.pop(DEVICE, None)
 
 
 def work() -> None:
-    from slipstream.actors.executor.model.fused.kernels import TritonOperations
     from slipstream.actors.executor.model.fused.operations import Norm
+    from slipstream.actors.executor.model.fused.triton_operations import TritonOperations
 
     states = torch.zeros(3, 64, dtype=torch.bfloat16)
     operations = TritonOperations()
@@ -85,10 +85,10 @@ def test_all_kernels_are_compiled_at_once_and_none_is_launched(compiled: list[st
 
 def test_kernels_between_ranks_are_the_same_for_any_number_of_rows(compiled: list[str]) -> None:
     """None is compiled in the middle of serving, while the other ranks wait in theirs."""
-    from slipstream.actors.executor.model.fused.kernels import TritonOperations
     from slipstream.actors.executor.model.fused.norm_kernels import sum_add_norm_kernel
     from slipstream.actors.executor.model.fused.operations import Norm
-    from slipstream.actors.executor.ranks import kernels
+    from slipstream.actors.executor.model.fused.triton_operations import TritonOperations
+    from slipstream.actors.executor.ranks import exchange_kernels
     from slipstream.actors.executor.ranks.exchange import PeerExchange, shape_of_halves
     from slipstream.actors.executor.ranks.group import RankGroup
     from slipstream.actors.executor.ranks.layers import Unsummed
@@ -112,9 +112,9 @@ def test_kernels_between_ranks_are_the_same_for_any_number_of_rows(compiled: lis
         compile_ahead(GPU, work)
     finally:
         for kernel in (
-            kernels._sum_kernel,
-            kernels._gather_kernel,
-            kernels._broadcast_kernel,
+            exchange_kernels._sum_kernel,
+            exchange_kernels._gather_kernel,
+            exchange_kernels._broadcast_kernel,
             sum_add_norm_kernel,
         ):
             kernel.device_caches.pop(DEVICE, None)
@@ -122,12 +122,12 @@ def test_kernels_between_ranks_are_the_same_for_any_number_of_rows(compiled: lis
 
 
 def test_after_it_a_launch_is_a_launch_again(compiled: list[str]) -> None:
-    from slipstream.actors.executor.model.fused import kernels
+    from slipstream.actors.executor.model.fused import triton_operations
 
     compile_ahead(GPU, work)
     compiled.clear()
     launched: list[bool] = []
-    kernel: Any = kernels.norm_kernel
+    kernel: Any = triton_operations.norm_kernel
     original = type(kernel).run
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(kernel), "run", lambda self, *given, warmup, **named: launched.append(not warmup))

@@ -223,7 +223,7 @@ def cut(weight: Tensor, dim: int, size: int, part: int) -> Tensor:
 def products_for(device: torch.device) -> Products:
     if device.type != "cuda":
         return TorchProducts()
-    from .kernels import TritonProducts  # triton comes with torch where there is a GPU
+    from .triton_products import TritonProducts  # triton comes with torch where there is a GPU
 
     return TritonProducts()
 

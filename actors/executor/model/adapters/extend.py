@@ -28,7 +28,7 @@ from .products import Tail
 T = TypeVar("T")
 
 
-class Tiles(NamedTuple):
+class LaunchConfig(NamedTuple):
     """The sizes of one program's work."""
 
     tokens: int
@@ -44,10 +44,10 @@ class Tiles(NamedTuple):
     stages: int
 
 
-TILES = (
-    Tiles(16, 64, 256, 32, 256, 8, 2),
-    Tiles(32, 64, 256, 32, 256, 8, 2),
-    Tiles(64, 64, 64, 8, 256, 4, 3),
+LAUNCH_CONFIGS = (
+    LaunchConfig(16, 64, 256, 32, 256, 8, 2),
+    LaunchConfig(32, 64, 256, 32, 256, 8, 2),
+    LaunchConfig(64, 64, 64, 8, 256, 4, 3),
 )
 """For steps of the sizes of `of_size`. ``examples/adapter_bench.py`` measures others."""
 
@@ -72,7 +72,7 @@ def _extend_kernel(
     RANKS: tl.constexpr,
     TAIL: tl.constexpr,
     SPLITS: tl.constexpr,
-    STEPS: tl.constexpr,  # of COLUMNS each that a split has
+    ITERATIONS: tl.constexpr,  # of COLUMNS each that a split has
     TOKENS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -86,10 +86,10 @@ def _extend_kernel(
     place = token.to(tl.int64)[:, None]
     row = states + place * state_stride
     target = out + place * (K + TAIL)
-    first = split * (STEPS * COLUMNS)
+    first = split * (ITERATIONS * COLUMNS)
     if tile == tl.num_programs(1) - 1:
         wait_for_kernel_before()
-        end = tl.minimum(first + STEPS * COLUMNS, K)
+        end = tl.minimum(first + ITERATIONS * COLUMNS, K)
         for start in range(first, end, COPIED):
             column = start + tl.arange(0, COPIED)[None, :]
             copied = valid[:, None] & (column < end)
@@ -110,8 +110,8 @@ def _extend_kernel(
         of_tile = (adapter >= tile * OUTPUTS // RANKS) & (adapter <= (tile * OUTPUTS + OUTPUTS - 1) // RANKS)
         if tl.max(of_tile.to(tl.int32), 0) != 0:
             total = tl.dot(x, tl.trans(a), input_precision="ieee")
-            for step in range(1, STEPS):
-                column = first + step * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+            for iteration in range(1, ITERATIONS):
+                column = first + iteration * COLUMNS + tl.arange(0, COLUMNS)[None, :]
                 x = tl.load(row + column, mask=valid[:, None] & (column < K), other=0.0)
                 a = tl.load(weights + column, mask=known & (column < K), other=0.0)
                 total = tl.dot(x, tl.trans(a), total, input_precision="ieee")
@@ -137,13 +137,13 @@ def _extend_kernel(
             tl.store(tail, tl.zeros((TOKENS, OUTPUTS), out.dtype.element_ty), mask=inside)
 
 
-def extend(states: Tensor, tail: Tail, ids: Tensor, tiles: Tiles) -> Tensor:
+def extend(states: Tensor, tail: Tail, ids: Tensor, config: LaunchConfig) -> Tensor:
     """As in ``Products``, for the adapters ``ids`` int32 [T]."""
     tokens, width = states.shape
     count, ranks, _ = tail.down.shape
-    steps = triton.cdiv(triton.cdiv(width, tiles.columns), tiles.splits)
-    splits = triton.cdiv(width, steps * tiles.columns)
-    grid = triton.cdiv(tokens, tiles.tokens), triton.cdiv(tail.columns, tiles.outputs) + 1, splits
+    iterations = triton.cdiv(triton.cdiv(width, config.columns), config.splits)
+    splits = triton.cdiv(width, iterations * config.columns)
+    grid = triton.cdiv(tokens, config.tokens), triton.cdiv(tail.columns, config.outputs) + 1, splits
     out = states.new_empty(tokens, width + tail.columns)
     sums = torch.empty(splits, tokens, ranks, dtype=torch.float32, device=states.device)
     _extend_kernel[grid](
@@ -160,13 +160,13 @@ def extend(states: Tensor, tail: Tail, ids: Tensor, tiles: Tiles) -> Tensor:
         RANKS=ranks,
         TAIL=tail.columns,
         SPLITS=splits,
-        STEPS=steps,
-        TOKENS=tiles.tokens,
-        OUTPUTS=tiles.outputs,
-        COLUMNS=tiles.columns,
-        COPIED=tiles.copied,
-        num_warps=tiles.warps,
-        num_stages=tiles.stages,
+        ITERATIONS=iterations,
+        TOKENS=config.tokens,
+        OUTPUTS=config.outputs,
+        COLUMNS=config.columns,
+        COPIED=config.copied,
+        num_warps=config.warps,
+        num_stages=config.stages,
         **FOLLOWING,
     )
     return out

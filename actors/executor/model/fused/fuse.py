@@ -69,7 +69,7 @@ def fuse(
 def operations_for(device: torch.device) -> Operations:
     if device.type != "cuda":
         return TorchOperations()
-    from .kernels import TritonOperations  # triton comes with torch where there is a GPU
+    from .triton_operations import TritonOperations  # triton comes with torch where there is a GPU
 
     return TritonOperations()
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from ...ranks.kernels import half_of, send_to_all, take_other_half, total_of_all, words_of
+from ...ranks.exchange_kernels import half_of, send_to_all, take_other_half, total_of_all, words_of
 from ...triton_tools.kernel import jit, let_kernel_after_begin, wait_for_kernel_before
 
 
@@ -132,7 +132,7 @@ def sum_add_norm_kernel(
     PAD: tl.constexpr,
     PER_WORD: tl.constexpr,
 ):
-    """As `add_norm_kernel`, with the sum of all ranks' parts, which ``ranks/kernels.py`` explains.
+    """As `add_norm_kernel`, with the sum of all ranks' parts, which ``ranks/exchange_kernels.py`` explains.
 
     A program sends its next row before it waits for this one: so the links are busy while rows are added up, and what
     has arrived is still in the cache when it is read. Of 64 MiB that takes two thirds of the time.

@@ -1,7 +1,7 @@
 """The small operations of a decoder, between its matrix products, in plain torch.
 
-``kernels.py`` has the same four as a single Triton kernel each. Sums and products are made in float32, and what
-comes out is rounded to the dtype of the states once.
+``triton_operations.py`` has the same four as a single Triton kernel each. Sums and products are made in float32, and
+what comes out is rounded to the dtype of the states once.
 """
 
 from __future__ import annotations

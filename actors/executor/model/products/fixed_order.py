@@ -1,9 +1,9 @@
 """Products on a GPU whose sums have one order, however many rows there are.
 
 A product adds along the columns of its weight. They are cut into *splits*, by the shape of the weight alone: the
-columns of a split are added one step of the matrix unit after another, and then the splits, the first to the last. Who
-adds does not matter. With few rows each split has a program of its own, so that all multiprocessors read weights, and
-the one that ends last adds the splits; with many, one program goes through all splits.
+columns of a split are added one iteration of the matrix unit after another, and then the splits, the first to the last.
+Who adds does not matter. With few rows each split has a program of its own, so that all multiprocessors read weights,
+and the one that ends last adds the splits; with many, one program goes through all splits.
 
 The weight is the first operand of the matrix unit and the states the second, whose width alone depends on how many
 rows there are: the instruction that adds is the same. With ``TRITON_INTERPRET=1`` in the environment before the first
@@ -31,7 +31,7 @@ from ...triton_tools.kernel import (
 )
 
 UNIT = 128
-"""Splits begin at multiples of this many columns, which are whole steps in any tile."""
+"""Splits begin at multiples of this many columns, which are whole iterations in any configuration."""
 
 FEW_OUTPUTS = 64
 """Outputs of a program where rows are few."""
@@ -140,7 +140,7 @@ def product_kernel(
         tl.store(target, total.to(out.dtype.element_ty), mask=mask)
 
 
-class Tile(NamedTuple):
+class LaunchConfig(NamedTuple):
     """The launch configuration of a product; none of it changes a bit of the result."""
 
     rows: int
@@ -157,28 +157,28 @@ MOST_SPREAD = 256
 
 
 STAGES, STAGES_OF_MANY = 6, 3
-"""Steps whose numbers are on their way at once, if a program has the memory for them."""
+"""Iterations whose numbers are on their way at once, if a program has the memory for them."""
 
 PREFETCHED = 256
 """Columns of a split that are asked for before the kernel before has ended."""
 
 
-def tile_for(rows: int, itemsize: int, memory: int) -> Tile:
+def launch_config(rows: int, itemsize: int, memory: int) -> LaunchConfig:
     """``memory`` are the bytes that a program of the device may have for what is on its way."""
     if rows <= MOST_SPREAD:
         padded = max(16, min(128, triton.next_power_of_2(rows)))
         columns = UNIT if itemsize == 2 and padded <= 64 else 64 if itemsize == 2 else 32
-        step = (FEW_OUTPUTS + padded) * columns * itemsize
-        return Tile(padded, FEW_OUTPUTS, columns, 4, max(2, min(STAGES, memory // step)), True)
+        stage = (FEW_OUTPUTS + padded) * columns * itemsize
+        return LaunchConfig(padded, FEW_OUTPUTS, columns, 4, max(2, min(STAGES, memory // stage)), True)
     columns = 64 if itemsize == 2 else 32
-    return Tile(
+    return LaunchConfig(
         128, 128, columns, 8, max(2, min(STAGES_OF_MANY, memory // (256 * columns * itemsize))), False
     )
 
 
 @cache
 def memory_of(device: torch.device) -> int:
-    """As in `tile_for`."""
+    """As in `launch_config`."""
     if device.type != "cuda":
         return 1 << 20
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
@@ -197,18 +197,22 @@ def splits_of(outputs: int, columns: int) -> tuple[int, int]:
     return triton.cdiv(columns, split), split
 
 
-def product(states: Tensor, weight: Tensor, bias: Tensor | None, tile: Tile | None = None) -> Tensor:
+def product(
+    states: Tensor, weight: Tensor, bias: Tensor | None, config: LaunchConfig | None = None
+) -> Tensor:
     """``states`` [rows, K] times the transposed ``weight`` [N, K], and ``bias`` [N]: [rows, N]; sums in float32."""
     (rows, columns), outputs = states.shape, len(weight)
-    tile = tile or tile_for(rows, states.element_size(), memory_of(states.device))
+    config = config or launch_config(rows, states.element_size(), memory_of(states.device))
     splits, split = splits_of(outputs, columns)
     out = states.new_empty(rows, outputs)
-    grid = (triton.cdiv(rows, tile.rows), triton.cdiv(outputs, tile.outputs))
+    grid = (triton.cdiv(rows, config.rows), triton.cdiv(outputs, config.outputs))
     results = arrived = None
-    if tile.spread and splits > 1:
-        results = states.new_empty(splits * grid[0] * grid[1] * tile.outputs * tile.rows, dtype=torch.float32)
+    if config.spread and splits > 1:
+        results = states.new_empty(
+            splits * grid[0] * grid[1] * config.outputs * config.rows, dtype=torch.float32
+        )
         arrived = arrivals("fixed order", grid[0] * grid[1], states.device)
-    product_kernel[(*grid, splits if tile.spread else 1)](
+    product_kernel[(*grid, splits if config.spread else 1)](
         states.contiguous(),
         weight,
         bias,
@@ -220,14 +224,14 @@ def product(states: Tensor, weight: Tensor, bias: Tensor | None, tile: Tile | No
         columns,
         split,
         splits,
-        SPREAD=tile.spread,
-        ROWS=tile.rows,
-        BLOCK_N=tile.outputs,
-        BLOCK_K=tile.columns,
+        SPREAD=config.spread,
+        ROWS=config.rows,
+        BLOCK_N=config.outputs,
+        BLOCK_K=config.columns,
         PREFETCHED=PREFETCHED,
-        EVEN=columns % tile.columns == 0,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        EVEN=columns % config.columns == 0,
+        num_warps=config.warps,
+        num_stages=config.stages,
         **FOLLOWING,
     )
     return out

@@ -46,14 +46,14 @@ def product(
     """
     if not states.is_cuda or weight.dtype not in STORED:
         return F.linear(states, QuantizedWeight(weight, scales, block).dequantized(states.dtype), bias)
-    from . import conversion, kernels  # triton comes with torch where there is a GPU
+    from . import conversion, product_kernels  # triton comes with torch where there is a GPU
 
     rows, half = len(states), states.dtype in HALVES
     states = states.contiguous()
     if rows == 1:
-        return kernels.one_row(states, weight, scales, block, bias)
+        return product_kernels.one_row(states, weight, scales, block, bias)
     if rows <= MOST_FEW_ROWS and half:
-        return kernels.few_rows(states, weight, scales, block, bias)
+        return product_kernels.few_rows(states, weight, scales, block, bias)
     if half and has_scaled_product(weight, scales):
         numbers, of_rows = conversion.quantized(states)
         found = scaled_product(

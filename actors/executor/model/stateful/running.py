@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...cache.paged import PagedBatch
 from ...cache.state import StateLayout, StateSlots
-from . import kernels
+from . import package_kernels
 from .examine import ModuleTraits, traits_of
 from .module import RowStates, StatefulModule
 from .scan import going_on
@@ -59,7 +59,7 @@ class StatefulModules:
                 "prompts are computed token by token in these layers: the scan that transformers has for them cannot"
                 " go on from a state"
             )
-        return lines + kernels.notes(self.modules)
+        return lines + package_kernels.notes(self.modules)
 
     def begin(self, batch: PagedBatch) -> None:
         assert batch.states is not None

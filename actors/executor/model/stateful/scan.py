@@ -60,12 +60,12 @@ class Scan:
         assert return_last_state
         state = self.states.get_recurrent_state(self.layer)
         assert state is not None
-        steps = F.softplus(dt.float() + delta_bias[:, None])
+        delta = F.softplus(dt.float() + delta_bias[:, None])
         inputs, B, C = hidden_states.float(), B.float(), C.float()
         state, outputs = state.float(), []
         for start in range(0, inputs.shape[2], TOKENS_AT_ONCE):
             some = slice(start, start + TOKENS_AT_ONCE)
-            part = [one[..., some].movedim(2, 0) for one in (inputs, steps, B, C)]
+            part = [one[..., some].movedim(2, 0) for one in (inputs, delta, B, C)]
             output, state = scan(part[0], part[1], part[2], part[3], A, state)
             outputs.append(output.movedim(0, 2))
         output = torch.cat(outputs, 2) + inputs * D[:, None]
@@ -73,23 +73,23 @@ class Scan:
 
 
 def scan(
-    inputs: Tensor, steps: Tensor, B: Tensor, C: Tensor, A: Tensor, state: Tensor
+    inputs: Tensor, delta: Tensor, B: Tensor, C: Tensor, A: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The output [T, N, channels] and the last state [N, channels, S] of a scan that begins with ``state``.
 
-    ``inputs`` and ``steps`` [T, N, channels], ``B`` and ``C`` [T, N, S], ``A`` [channels, S]; all float32.
+    ``inputs`` and ``delta`` [T, N, channels], ``B`` and ``C`` [T, N, S], ``A`` [channels, S]; all float32.
     """
     tokens = len(inputs)
     length = isqrt(tokens - 1) + 1
     missing = -tokens % length
 
     def in_blocks(values: Tensor) -> Tensor:
-        # Behind the end nothing comes and nothing decays: a step of no length.
+        # Behind the end nothing comes and nothing decays: a time step of no length.
         return F.pad(values, (0, 0) * 2 + (0, missing)).unflatten(0, (-1, length))
 
-    inputs, steps, B, C = (in_blocks(values) for values in (inputs, steps, B, C))
-    decay = torch.exp(steps[..., None] * A)  # [blocks, length, N, channels, S]
-    states = (steps * inputs)[..., None] * B[..., None, :]
+    inputs, delta, B, C = (in_blocks(values) for values in (inputs, delta, B, C))
+    decay = torch.exp(delta[..., None] * A)  # [blocks, length, N, channels, S]
+    states = (delta * inputs)[..., None] * B[..., None, :]
     for token in range(1, length):
         states[:, token].addcmul_(decay[:, token], states[:, token - 1])
         decay[:, token].mul_(decay[:, token - 1])

@@ -46,7 +46,7 @@ def test_an_integer_that_overflows_is_found(operation: str) -> None:
 
 
 def triton_operations() -> Operations:
-    from slipstream.actors.executor.model.fused.kernels import TritonOperations
+    from slipstream.actors.executor.model.fused.triton_operations import TritonOperations
 
     return TritonOperations()
 

@@ -54,11 +54,11 @@ CANDIDATES = tl.constexpr(16)
 
 ROWS_AT_ONCE = tl.constexpr(256)
 ITEMS_AT_ONCE = tl.constexpr(32)
-"""Rows that a program of the plan looks at together, and items that it writes."""
+"""Rows that a program of the partition looks at together, and items that it writes."""
 
 
 @dataclass(frozen=True, slots=True)
-class AttentionPlan:
+class WorkPartition:
     """The items of one step's rows with one token, or of all its other rows. The sizes are the host's bounds."""
 
     items: Tensor
@@ -76,8 +76,8 @@ class AttentionPlan:
         return sums.new_empty(*sums.shape, value_dim), sums
 
 
-class PlanSizes(NamedTuple):
-    """What the host knows of a plan: the same for all steps within the bounds of a batch."""
+class PartitionSizes(NamedTuple):
+    """What the host knows of a partition: the same for all steps within the bounds of a batch."""
 
     items: int
     """The number of items that it has room for."""
@@ -99,8 +99,8 @@ def sizes_of(
     least: int,
     target: int,
     split: int,
-) -> PlanSizes:
-    """The sizes of the plan that `make_plan` makes with the same arguments."""
+) -> PartitionSizes:
+    """The sizes of the partition that `partition_work` makes with the same arguments."""
     num_rows, num_tokens = len(batch.rows), len(batch.write_index)
     if single:
         tiles, most_splits = num_rows, min(MAX_SPLITS, triton.cdiv(batch.max_kv_len, keys) // (least // keys))
@@ -113,10 +113,10 @@ def sizes_of(
         most_splits = most_splits if tiles * most_splits <= MOST_FIXED else 1
         target = tiles * most_splits
     items = min(tiles + target, tiles * most_splits) if most_splits > 1 else tiles
-    return PlanSizes(items, min(items, target), target, most_splits)
+    return PartitionSizes(items, min(items, target), target, most_splits)
 
 
-def make_plan(
+def partition_work(
     batch: PagedBatch,
     *,
     single: bool,
@@ -131,7 +131,7 @@ def make_plan(
     multiprocessors: int,
     resident: int,
     split: int = 0,
-) -> AttentionPlan:
+) -> WorkPartition:
     """Divide the rows with one token if ``single``, otherwise those with more and the tokens without a row.
 
     A tile has ``tokens`` tokens, an iteration ``keys`` keys, a split about ``least`` keys or more; ``target`` items, at
@@ -147,13 +147,13 @@ def make_plan(
     )
     is_split = most_splits > 1
     device = batch.rows.device
-    plan = AttentionPlan(
+    partition = WorkPartition(
         items=torch.empty(items, ITEM_FIELDS.value, dtype=torch.int32, device=device),
         arrived=torch.empty(results, kv_heads, dtype=torch.int32, device=device) if is_split else None,
     )
-    plan_kernel[(triton.cdiv(items, ITEMS_AT_ONCE.value),)](
-        plan.items,
-        plan.arrived,
+    partition_kernel[(triton.cdiv(items, ITEMS_AT_ONCE.value),)](
+        partition.items,
+        partition.arrived,
         batch.rows,
         batch.kv_lens,
         batch.query_start,
@@ -178,7 +178,7 @@ def make_plan(
         HEADS_PAD=triton.next_power_of_2(kv_heads),
         **FOLLOWING,
     )
-    return plan
+    return partition
 
 
 @jit
@@ -370,7 +370,7 @@ def _store_items(
     ],
     do_not_specialize_on_alignment=STEP_INPUTS,
 )
-def plan_kernel(
+def partition_kernel(
     items,  # int32 [num_items, ITEM_FIELDS]
     arrived,  # int32 [num_results, KV_HEADS] or None
     rows,  # int64 [R]

@@ -107,20 +107,21 @@ def _few_rows_kernel(
     known_row = both % ROWS < rows
     state_row = terms + (both // ROWS * rows + both % ROWS)[None, :] * K
     # Columns that share a scale may be fewer than a product has to have.
-    STEP: tl.constexpr = min(BLOCK_K, COLUMNS_PER_SCALE)
-    steps: tl.constexpr = (K + STEP - 1) // STEP
-    per_split: tl.constexpr = (steps + SPLITS - 1) // SPLITS
+    WIDTH: tl.constexpr = min(BLOCK_K, COLUMNS_PER_SCALE)
+    iterations: tl.constexpr = (K + WIDTH - 1) // WIDTH
+    per_split: tl.constexpr = (iterations + SPLITS - 1) // SPLITS
     sums = tl.zeros([BLOCK_N, 2 * ROWS], tl.float32 if COLUMNS_PER_SCALE < K else SUM)
-    for step in range(split * per_split, min(steps, (split + 1) * per_split)):
-        column = step * STEP + tl.arange(0, BLOCK_K)
-        known = column < min(K, (step + 1) * STEP)
+    for iteration in range(split * per_split, min(iterations, (split + 1) * per_split)):
+        column = iteration * WIDTH + tl.arange(0, BLOCK_K)
+        known = column < min(K, (iteration + 1) * WIDTH)
         stored = tl.load(
             weight + output[:, None] * K + column[None, :], mask=valid[:, None] & known[None, :], other=0.0
         )
         state = tl.load(state_row + column[:, None], mask=known_row[None, :] & known[:, None], other=0.0)
         if COLUMNS_PER_SCALE < K:
             place = (
-                output // ROWS_PER_SCALE * tl.cdiv(K, COLUMNS_PER_SCALE) + step * STEP // COLUMNS_PER_SCALE
+                output // ROWS_PER_SCALE * tl.cdiv(K, COLUMNS_PER_SCALE)
+                + iteration * WIDTH // COLUMNS_PER_SCALE
             )
             scale = tl.load(scales + place, mask=valid, other=0.0)
             sums += tl.dot(stored, state, out_dtype=SUM).to(tl.float32) * scale[:, None]
@@ -156,7 +157,7 @@ def _few_rows_kernel(
 
 
 @dataclass(frozen=True, slots=True)
-class Tiles:
+class LaunchConfig:
     """The launch configuration of a product."""
 
     block_n: int
@@ -166,13 +167,13 @@ class Tiles:
     splits: int = 1
 
 
-def tiles_of_one_row(outputs: int, columns: int) -> Tiles:
+def config_of_one_row(outputs: int, columns: int) -> LaunchConfig:
     """Measured on an H200, for the shapes of an 8B model: the fewer outputs, the more of each at once."""
     block_k = 1024 if outputs <= 4096 else 512 if outputs <= 8192 else 256
-    return Tiles(8, min(block_k, triton.next_power_of_2(columns)), 2)
+    return LaunchConfig(8, min(block_k, triton.next_power_of_2(columns)), 2)
 
 
-def tiles_of_few_rows(outputs: int, columns: int, rows: int, columns_per_scale: int) -> Tiles:
+def config_of_few_rows(outputs: int, columns: int, rows: int, columns_per_scale: int) -> LaunchConfig:
     """Measured on an H200, for the shapes of an 8B model.
 
     Where outputs make too few programs, each has a split of the columns and more of them under way.
@@ -181,7 +182,7 @@ def tiles_of_few_rows(outputs: int, columns: int, rows: int, columns_per_scale: 
     block_k = max(32, min(128, triton.next_power_of_2(columns)) if whole else columns_per_scale)
     splits = max(1, min(4, PROGRAMS // triton.cdiv(outputs, 64), columns // (4 * block_k)))
     stage = (64 + 2 * padded_rows(rows)) * block_k
-    return Tiles(64, block_k, 4, 3 if splits == 1 else min(5, SHARED_BYTES // stage), splits)
+    return LaunchConfig(64, block_k, 4, 3 if splits == 1 else min(5, SHARED_BYTES // stage), splits)
 
 
 def padded_rows(rows: int) -> int:
@@ -197,7 +198,7 @@ SHARED_BYTES = 96 << 10
 
 MOST_RESULTS = 2 * PROGRAMS * 64 * 64
 """Numbers of all splits of a product together. Fewer programs than are wanted have outputs in common, so that what
-``tiles_of_few_rows`` chooses has room twice."""
+``config_of_few_rows`` chooses has room twice."""
 
 
 @cache
@@ -213,13 +214,13 @@ def one_row(
     scales: Tensor,
     block: tuple[int, int],
     bias: Tensor | None,
-    tiles: Tiles | None = None,
+    config: LaunchConfig | None = None,
 ) -> Tensor:
     """The product of ``states`` [1, K] with the transposed weight [N, K]: [1, N]."""
     outputs, columns = weight.shape
-    tiles = tiles or tiles_of_one_row(outputs, columns)
+    config = config or config_of_one_row(outputs, columns)
     out = states.new_empty(1, outputs)
-    _one_row_kernel[(triton.cdiv(outputs, tiles.block_n),)](
+    _one_row_kernel[(triton.cdiv(outputs, config.block_n),)](
         states,
         weight.view(torch.int8),
         scales,
@@ -230,10 +231,10 @@ def one_row(
         K=columns,
         ROWS_PER_SCALE=block[0],
         COLUMNS_PER_SCALE=block[1],
-        BLOCK_N=tiles.block_n,
-        BLOCK_K=tiles.block_k,
-        num_warps=tiles.warps,
-        num_stages=tiles.stages,
+        BLOCK_N=config.block_n,
+        BLOCK_K=config.block_k,
+        num_warps=config.warps,
+        num_stages=config.stages,
         **FOLLOWING,
     )
     return out
@@ -245,18 +246,18 @@ def few_rows(
     scales: Tensor,
     block: tuple[int, int],
     bias: Tensor | None,
-    tiles: Tiles | None = None,
+    config: LaunchConfig | None = None,
 ) -> Tensor:
     """The product of ``states`` of 16 bits [rows, K], of at most 64 rows, with the transposed weight: [rows, N]."""
     outputs, columns = weight.shape
     rows = len(states)
-    tiles = tiles or tiles_of_few_rows(outputs, columns, rows, block[1])
+    config = config or config_of_few_rows(outputs, columns, rows, block[1])
     out = states.new_empty(rows, outputs)
-    padded, programs = padded_rows(rows), triton.cdiv(outputs, tiles.block_n)
-    if tiles.splits > 1 and tiles.splits * programs * tiles.block_n * padded > MOST_RESULTS:
-        raise ValueError(f"the results of {tiles.splits} splits of {outputs} x {padded} have no room")
+    padded, programs = padded_rows(rows), triton.cdiv(outputs, config.block_n)
+    if config.splits > 1 and config.splits * programs * config.block_n * padded > MOST_RESULTS:
+        raise ValueError(f"the results of {config.splits} splits of {outputs} x {padded} have no room")
     terms, row_scales = two_terms(states, weight.dtype)
-    _few_rows_kernel[(programs, tiles.splits)](
+    _few_rows_kernel[(programs, config.splits)](
         terms,
         row_scales,
         weight,
@@ -271,11 +272,11 @@ def few_rows(
         ROWS_PER_SCALE=block[0],
         COLUMNS_PER_SCALE=block[1],
         ROWS=padded,
-        BLOCK_N=tiles.block_n,
-        BLOCK_K=tiles.block_k,
-        SPLITS=tiles.splits,
-        num_warps=tiles.warps,
-        num_stages=tiles.stages,
+        BLOCK_N=config.block_n,
+        BLOCK_K=config.block_k,
+        SPLITS=config.splits,
+        num_warps=config.warps,
+        num_stages=config.stages,
         **FOLLOWING,
     )
     return out

@@ -63,7 +63,7 @@ def load(
         given["batch_invariant"] = options.batch_invariant
         model = (make_model if random else load_model)(options.model, **given)
     else:
-        from ..ranks.load import load_shard, make_shard
+        from ..ranks.shard_loading import load_shard, make_shard
 
         model = (make_shard if random else load_shard)(options.model, group, **given)
     return check_length(options, model)

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...triton_tools.kernel import FOLLOWING, follow, jit
-from .extend import TILES as TILES_TO_EXTEND
+from .extend import LAUNCH_CONFIGS as CONFIGS_TO_EXTEND
 from .extend import extend, of_size
 from .products import Stack, Tail
 
@@ -29,7 +29,7 @@ SIZES = ["tokens"]
 middle of serving."""
 
 
-class Tiles(NamedTuple):
+class LaunchConfig(NamedTuple):
     """The sizes of one program's work."""
 
     tokens: int
@@ -43,11 +43,15 @@ class Tiles(NamedTuple):
 
     def splits_of(self, width: int) -> int:
         """The number of splits of ``width`` columns, each of which has some."""
-        steps = triton.cdiv(width, self.columns)
-        return triton.cdiv(steps, triton.cdiv(steps, self.splits))
+        iterations = triton.cdiv(width, self.columns)
+        return triton.cdiv(iterations, triton.cdiv(iterations, self.splits))
 
 
-TILES = Tiles(16, 512, 16, 128, 2), Tiles(32, 512, 16, 128, 2), Tiles(64, 64, 4, 128, 4)
+LAUNCH_CONFIGS = (
+    LaunchConfig(16, 512, 16, 128, 2),
+    LaunchConfig(32, 512, 16, 128, 2),
+    LaunchConfig(64, 64, 4, 128, 4),
+)
 """For steps of the sizes of `of_size`."""
 
 
@@ -78,13 +82,13 @@ def _shrink_kernel(
         split = tl.program_id(2) % SPLITS
         rank = tl.program_id(2) // SPLITS * TILE + tl.arange(0, TILE)
         column = tl.arange(0, COLUMNS)
-        steps = tl.cdiv(tl.cdiv(K, COLUMNS), SPLITS)
-        first = split * steps * COLUMNS
+        iterations = tl.cdiv(tl.cdiv(K, COLUMNS), SPLITS)
+        first = split * iterations * COLUMNS
         row = states + token.to(tl.int64)[:, None] * state_stride
         weights = down + (adapter.to(tl.int64) * RANKS + rank)[:, None] * K
         total = tl.zeros((TOKENS, TILE), tl.float32)
-        for step in range(steps):
-            place = first + step * COLUMNS + column
+        for iteration in range(iterations):
+            place = first + iteration * COLUMNS + column
             inside = place < K
             x = tl.load(row + place[None, :], mask=mine[:, None] & inside[None, :], other=0.0)
             a = tl.load(weights + place[None, :], mask=(rank < RANKS)[:, None] & inside[None, :], other=0.0)
@@ -157,22 +161,22 @@ class TritonProducts:
         self.ids = ids
 
     def add(self, output: Tensor, states: Tensor, stack: Stack) -> None:
-        add(output, states, stack, self.ids, of_size(len(states), TILES))
+        add(output, states, stack, self.ids, of_size(len(states), LAUNCH_CONFIGS))
 
     def extend(self, states: Tensor, tail: Tail) -> Tensor:
-        return extend(states, tail, self.ids, of_size(len(states), TILES_TO_EXTEND))
+        return extend(states, tail, self.ids, of_size(len(states), CONFIGS_TO_EXTEND))
 
 
-def add(output: Tensor, states: Tensor, stack: Stack, ids: Tensor, tiles: Tiles) -> None:
+def add(output: Tensor, states: Tensor, stack: Stack, ids: Tensor, config: LaunchConfig) -> None:
     """Add to ``output`` [T, N] what the adapters ``ids`` int32 [T] make of ``states`` [T, K], in two kernels."""
     tokens, width = states.shape
     count, ranks, _ = stack.down.shape
     rank, ends = stack.rank, [outputs.stop for outputs, _ in stack.sublayers]
     sublayers = len(ends)
-    splits = tiles.splits_of(width)
+    splits = config.splits_of(width)
     sums = torch.empty(splits, tokens, ranks, dtype=torch.float32, device=states.device)
     tile = min(MOST_RANKS, max(16, triton.next_power_of_2(rank)))
-    blocks = triton.cdiv(tokens, tiles.tokens)
+    blocks = triton.cdiv(tokens, config.tokens)
     _shrink_kernel[(blocks, count, splits * triton.cdiv(ranks, tile))](
         states,
         stack.down,
@@ -182,15 +186,15 @@ def add(output: Tensor, states: Tensor, stack: Stack, ids: Tensor, tiles: Tiles)
         states.stride(0),
         width,
         ranks,
-        TOKENS=tiles.tokens,
+        TOKENS=config.tokens,
         SPLITS=splits,
         TILE=tile,
-        COLUMNS=tiles.columns,
-        num_warps=tiles.warps,
+        COLUMNS=config.columns,
+        num_warps=config.warps,
         num_stages=2,  # with more, few programs have room at once
         **FOLLOWING,
     )
-    rows = sum(triton.cdiv(outputs.stop - outputs.start, tiles.outputs) for outputs, _ in stack.sublayers)
+    rows = sum(triton.cdiv(outputs.stop - outputs.start, config.outputs) for outputs, _ in stack.sublayers)
     _expand_kernel[(blocks, count, rows)](
         output,
         stack.up,
@@ -202,10 +206,10 @@ def add(output: Tensor, states: Tensor, stack: Stack, ids: Tensor, tiles: Tiles)
         ends[1] if sublayers > 1 else ends[0],
         RANK=rank,
         SUBLAYERS=sublayers,
-        TOKENS=tiles.tokens,
+        TOKENS=config.tokens,
         SPLITS=splits,
         TILE=tile,
-        OUTPUTS=tiles.outputs,
-        num_warps=tiles.warps,
+        OUTPUTS=config.outputs,
+        num_warps=config.warps,
         **FOLLOWING,
     )

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...ranks.kernels import MOST_WARPS
+from ...ranks.exchange_kernels import MOST_WARPS
 from ...ranks.layers import Unsummed
 from ...ranks.words import WORD
 from ...triton_tools.kernel import FOLLOWING, follow, jit

@@ -131,9 +131,9 @@ def send_to_all(
     words, peers, half, place, mask, RANK: tl.constexpr, SIZE: tl.constexpr, MOST_WORDS: tl.constexpr
 ):
     """To every other rank, beginning with the next one."""
-    for step in tl.static_range(1, SIZE):  # type: ignore[attr-defined]
-        halves = tl.load(peers + (RANK + step) % SIZE).to(tl.pointer_type(tl.int64))
-        _send(_from(halves, half, RANK, (RANK + step) % SIZE, SIZE, MOST_WORDS) + place, words, mask)
+    for offset in tl.static_range(1, SIZE):  # type: ignore[attr-defined]
+        halves = tl.load(peers + (RANK + offset) % SIZE).to(tl.pointer_type(tl.int64))
+        _send(_from(halves, half, RANK, (RANK + offset) % SIZE, SIZE, MOST_WORDS) + place, words, mask)
 
 
 @jit
