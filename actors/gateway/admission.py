@@ -64,7 +64,9 @@ def check(message: Generate, connection: Connection, bounds: Limits) -> tuple[Pr
     size = len(prompt.encode("utf-8", "surrogatepass"))
     if size > bounds.max_prompt_bytes:
         raise InvalidRequest(
-            f"prompt has {size} bytes; the limit is {bounds.max_prompt_bytes}", param="prompt"
+            f"prompt has {size} bytes; the limit is {bounds.max_prompt_bytes}: shorten it",
+            param="prompt",
+            code="context_length_exceeded",
         )
     return prompt, size
 
@@ -117,6 +119,7 @@ def check_conversation(
             raise InvalidRequest(
                 f"messages and tools have more than {most} bytes, which is the limit: shorten them",
                 param=param,
+                code="context_length_exceeded",
             )
     return messages, size
 

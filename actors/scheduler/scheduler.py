@@ -155,7 +155,7 @@ class Scheduler(Actor):
                 f" need room for {sequence.target} tokens, and the KV cache holds {limit}:"
                 " shorten the prompt or lower max_tokens"
             )
-            return Finished(sequence.request, "invalid_request", None, message)
+            return Finished(sequence.request, "context_length_exceeded", None, message)
         if missing := self.adapters.resolve(sequence):
             return Finished(sequence.request, "model_not_found", None, missing, "adapter")
         return None

@@ -243,8 +243,8 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"prompt": None}, ["prompt", "messages"]),
     ({"messages": [{"role": "user", "content": "x"}]}, ["either prompt or messages"]),
     ({"prompt": None, "messages": []}, ["messages is empty"]),
-    ({"prompt": "x" * 1001}, ["1001", "1000"]),
-    ({"prompt": "é" * 501}, ["1002", "1000"]),
+    ({"prompt": "x" * 1001}, ["1001", "1000", "shorten it"]),
+    ({"prompt": "é" * 501}, ["1002", "1000", "shorten it"]),
     ({"prompt": [1, 256]}, ["prompt", "256", "0 to 255"]),
     ({"prompt": [-1]}, ["prompt", "-1", "0 to 255"]),
     ({"prompt": [2**40]}, [str(2**40), "0 to 255"]),
@@ -314,7 +314,7 @@ def test_bad_input_is_refused_at_once_with_the_value_and_the_limit(
     harness.ask(ANN, message)
     error = harness.one(ANN)
     assert isinstance(error, Error)
-    assert error.code == "invalid_request"
+    assert error.code == ("context_length_exceeded" if "shorten it" in named else "invalid_request")
     assert error.id == (message.id if 0 < len(message.id) <= MAX_REQUEST_ID_CHARS else None)
     for part in named:
         assert part in error.message
@@ -546,8 +546,8 @@ def test_a_fault_of_the_service_is_logged_with_the_id_of_its_request(
 def test_what_the_scheduler_refuses_ends_the_request_with_its_reason(harness: Harness) -> None:
     """It never opened the sequence."""
     request = harness.submitted(ANN, "1").request
-    harness.texts([], finished=[Finished(request, "invalid_request", None, "the KV cache holds 32")])
-    assert harness.one(ANN) == Error(code="invalid_request", message="the KV cache holds 32", id="1")
+    harness.texts([], finished=[Finished(request, "context_length_exceeded", None, "the KV cache holds 32")])
+    assert harness.one(ANN) == Error(code="context_length_exceeded", message="the KV cache holds 32", id="1")
     assert harness.nothing_left()
 
 

@@ -223,7 +223,7 @@ def test_a_request_that_can_never_fit_is_refused_with_what_it_needs_and_what_the
     bench = Bench(blocks=5, size=16)
     bench.ask(1, prompt(1, 60), max_tokens=5)
     end = bench.ends[1]
-    assert end.reason == "invalid_request"
+    assert end.reason == "context_length_exceeded"
     for part in ("60 tokens", "max_tokens up to 5", "room for 65 tokens", "holds 64"):
         assert part in end.message
     bench.ask(2, prompt(2, 59), max_tokens=5, **FREE)
@@ -237,7 +237,7 @@ def test_requests_that_came_before_the_executor_are_refused_too_if_they_cannot_f
     scheduler.receive("tokenizer", Enqueue(1, int32(prompt(1, 100)), SamplingParams(seed=1), b""), 1.0)
     sent = scheduler.receive("executor", Capacity(3, 16), 2.0)
     (finished,) = [end for to, message in sent if to == "detokenizer" for end in message.finished]
-    assert finished.reason == "invalid_request"
+    assert finished.reason == "context_length_exceeded"
     assert "holds 32" in finished.message
 
 

@@ -284,9 +284,11 @@ def test_a_lone_surrogate_is_refused(actor: Tokenizer) -> None:
 
 def test_a_prompt_of_too_many_bytes_is_refused_before_it_is_encoded(tmp_path: Path) -> None:
     actor = start(write_model(tmp_path, template=CHATML), max_prompt_bytes=50)
-    assert "52 bytes; the limit is 50" in refusal(actor, "é" * 26)
-    assert "50 characters" in refusal(actor, [{"role": "user", "content": "x" * 51}])
-    assert "50" in refusal(actor, [{"role": "user", "content": "x" * 20}])  # the rendered conversation
+    longer = "context_length_exceeded"
+    assert "52 bytes; the limit is 50" in refusal(actor, "é" * 26, code=longer)
+    assert "50 characters" in refusal(actor, [{"role": "user", "content": "x" * 51}], code=longer)
+    rendered = [{"role": "user", "content": "x" * 20}]
+    assert "50" in refusal(actor, rendered, code=longer)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), RecursionError("deep"), BaseException("a panic")])

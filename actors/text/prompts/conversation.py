@@ -70,7 +70,9 @@ def plain_messages(
         room -= measure(where, message)
         if room < 0:
             raise InvalidRequest(
-                f"messages has more than {max_bytes} characters up to {where}: shorten it", param="messages"
+                f"messages has more than {max_bytes} characters up to {where}: shorten it",
+                param="messages",
+                code="context_length_exceeded",
             )
         brackets += brackets_in_arguments(message)
         if brackets > MAX_CONTAINERS:

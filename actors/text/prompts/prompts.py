@@ -252,7 +252,7 @@ class Prompts:
 
     def too_long(self, where: str, size: str) -> InvalidRequest:
         message = f"{WHAT[where]} has {size} bytes; the limit is {self.max_prompt_bytes}: shorten it"
-        return InvalidRequest(message, param=where)
+        return InvalidRequest(message, param=where, code="context_length_exceeded")
 
     @cached_property
     def cutter(self) -> Cutter:

@@ -43,22 +43,44 @@ def declare(parser: argparse.ArgumentParser) -> Run:
 
 
 def answer_turn(client: Client, messages: list[dict[str, Any]], words: str, params: Any) -> None:
-    """One question and its answer, which Ctrl-C ends; both then belong to the conversation."""
+    """One question and its answer, which Ctrl-C ends; both then belong to the conversation.
+
+    If the conversation is longer than the model's context, the older half of its turns is forgotten: half, so that
+    there is room for some turns, which find their beginning in the prefix cache.
+    """
     from ..protocol.errors import SlipstreamError
     from ..protocol.printable import printable
 
-    messages.append({"role": "user", "content": words})
-    answer = ""
+    asked = [*messages, {"role": "user", "content": words}]
+    while True:
+        try:
+            answer = print_answer(client, asked, params)
+            break
+        except SlipstreamError as error:
+            turns = len(asked) // 2
+            if error.code != "context_length_exceeded" or not turns:
+                print(f"{type(error).__name__}: {printable(str(error))}", file=sys.stderr)
+                return
+            del asked[: 2 * ((turns + 1) // 2)]
+    forgotten = (len(messages) + 1 - len(asked)) // 2
+    if forgotten:
+        turns = len(messages) // 2
+        print(f"(The context was full: the oldest turns are forgotten, {forgotten} of {turns}.)", file=sys.stderr)
+    messages[:] = [*asked, {"role": "assistant", "content": answer}]
+
+
+def print_answer(client: Client, messages: list[dict[str, Any]], params: Any) -> str:
+    """Print the next message of a conversation as it comes, up to its end or Ctrl-C, and return it."""
+    answer, finish_reason = "", None
     stream = client.stream_chat(messages, params)
     try:
         for delta in stream:
             answer += delta.text
+            finish_reason = delta.finish_reason
             print(for_standard_output(delta.text), end="", flush=True)
     except KeyboardInterrupt:
         stream.close()
-    except SlipstreamError as error:
-        messages.pop()
-        print(f"{type(error).__name__}: {printable(str(error))}", file=sys.stderr)
-        return
     print()
-    messages.append({"role": "assistant", "content": answer})
+    if finish_reason == "length" and params.max_tokens is None:
+        print("(The context is full: the answer ends here.)", file=sys.stderr)
+    return answer
