@@ -148,6 +148,8 @@ class RouterOptions:
     """The endpoints of the services behind."""
     services_file: str | None = None
     """A file that names them from now on, an endpoint on each line."""
+    started_in: str
+    """The folder in which the router was started, where relative paths in that file begin."""
     service_key: ClientKey | None
     """The key with which the router connects to services that ask for one."""
     model_name: str

@@ -10,17 +10,18 @@ from pathlib import Path
 
 from .errors import InvalidRequest
 from .limits import MAX_IPC_PATH_BYTES
+from .paths import absolute_path
 
 RUN_PREFIX = "slipstream-run-"
 """How the name of a service's private folder begins."""
 
 
-def check_endpoint(endpoint: str, *, insecure: bool = False) -> str:
+def check_endpoint(endpoint: str, *, insecure: bool = False, folder: str = "") -> str:
     """Return ``endpoint`` if it can be bound: ``ipc://PATH`` or ``tcp://HOST:PORT`` on a loopback address.
 
-    A relative path begins in the working directory, and is returned as an absolute one: the actors, which bind it, work
-    in ``/``. ``InvalidRequest`` names what is wrong. TCP on another address than the loopback needs ``insecure``, which
-    stands for keys as well.
+    A relative path begins in ``folder``, or the working directory, and is returned as an absolute one: the actors,
+    which bind it, work in ``/``. ``InvalidRequest`` names what is wrong. TCP on another address than the loopback needs
+    ``insecure``, which stands for keys as well.
     """
     scheme, separator, address = endpoint.partition("://")
     if not separator or scheme not in ("ipc", "tcp"):
@@ -31,7 +32,7 @@ def check_endpoint(endpoint: str, *, insecure: bool = False) -> str:
         if not address or address.startswith("@"):
             raise InvalidRequest(f"endpoint {endpoint!r} has no path; give ipc://PATH", param="endpoint")
         if not os.path.isabs(address):
-            endpoint = f"ipc://{os.path.abspath(address)}"
+            endpoint = f"ipc://{absolute_path(address, folder)}"
         size = len(os.fsencode(endpoint.removeprefix("ipc://")))
         if size > MAX_IPC_PATH_BYTES:
             raise InvalidRequest(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -76,11 +77,13 @@ class Router(PublicActor):
         server: str,
         rng: random.Random,
         formats: Formats = NO_FORMATS,
+        started_in: str = "/",
     ) -> None:
         """``services`` are the endpoints of the services. One that does not serve ``model`` with ``bounds`` is not
-        used."""
+        used. In the file that names them, relative paths begin in ``started_in``."""
         super().__init__(endpoint, model, bounds, server=server, formats=formats)
         self.services = Services(model, bounds)
+        self.started_in = started_in
         self.open = OpenRequests()
         self.counters: Counter[str] = Counter(router_requests=0, router_requests_moved=0)
         self.admission = Admission(self.open, rng)
@@ -132,7 +135,8 @@ class Router(PublicActor):
 
     def on_services_file(self, file: WatchedFile, now: float) -> None:
         """The file that names the services has changed."""
-        self.set_services(endpoints_in(file.text, lambda text: self.send(HostAddress.LOG, text)))
+        complain = partial(self.send, HostAddress.LOG)
+        self.set_services(endpoints_in(file.text, self.started_in, complain))
 
     # --- requests ---------------------------------------------------------------------------------
 
@@ -266,6 +270,7 @@ def build(context: StartContext) -> Router:
         server=options.server,
         rng=rng,
         formats=options.formats,
+        started_in=options.started_in,
     )
     router.public_keys = public_keys(options.curve_keys, options.curve_also)
     router.service_key = options.service_key

@@ -14,13 +14,15 @@ def named_in(text: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def endpoints_in(text: str, complain: Callable[[str], None]) -> list[str]:
-    """The lines that are endpoints; of each other line ``complain`` is told why not, as a running router goes on with
-    what is right."""
+def endpoints_in(text: str, folder: str, complain: Callable[[str], None]) -> list[str]:
+    """The lines that are endpoints; a relative path begins in ``folder``.
+
+    Of each other line ``complain`` is told why not, as a running router goes on with what is right.
+    """
     good: list[str] = []
     for endpoint in named_in(text):
         try:
-            good.append(check_endpoint(endpoint, insecure=True))
+            good.append(check_endpoint(endpoint, insecure=True, folder=folder))
         except InvalidRequest as error:
             complain(f"{error}; the line is passed over")
     return good

@@ -7,7 +7,7 @@ from typing import Any
 import msgpack
 import zmq
 
-from .protocol.endpoints import own_sockets
+from .protocol.endpoints import check_endpoint, own_sockets
 from .protocol.errors import InvalidRequest, ServiceUnavailable
 
 TIMEOUT_S = 5.0
@@ -36,7 +36,9 @@ def ask(socket_endpoint: str, restart: str | None = None, *, timeout_s: float = 
 
 
 def find(endpoint: str) -> str:
-    """The status socket of this user's service at ``endpoint``; ``ServiceUnavailable`` if it is not on this machine."""
+    """The status socket of this user's service at ``endpoint``; ``ServiceUnavailable`` if it is not on this
+    machine, ``InvalidRequest`` if it is no endpoint."""
+    endpoint = check_endpoint(endpoint, insecure=True)
     others: list[str] = []
     for socket_endpoint in own_sockets("control"):
         try:

@@ -82,6 +82,30 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str], arguments: list[str], 
     assert err.startswith("slipstream")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("generate", "x", "--endpoint=ipc://here"),
+        ("restart", "executor", "--endpoint=ipc://here"),
+        ("route", "ipc://here"),
+        ("serve", "--device=emulated", "--endpoint=ipc://here"),
+    ],
+)
+def test_relative_paths_in_a_working_directory_that_was_removed(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert "'here' begins in the working directory, which has been removed" in err
+
+
 def test_nobody_at_the_endpoint(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from slipstream.protocol.client import blocking as client
 

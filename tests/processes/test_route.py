@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import NEAR
 from slipstream.protocol.client.outputs import RequestOutput
 from slipstream.protocol.errors import ServiceUnavailable
 
-from slipstream import AsyncClient, Client, SamplingParams, Sidecar
+from slipstream import AsyncClient, Client, SamplingParams, Sidecar, cli
 from slipstream.serving import route
 
 STREAMS = 12
@@ -131,26 +132,22 @@ def test_how_full_services_are_is_told_before_anything_is_asked_and_after_any_ac
 
 
 def test_services_come_and_go_by_a_file(tmp_path: Path) -> None:
-    async def until(client: AsyncClient, services: int) -> None:
-        while (await client.stats())["router_services_ready"] != services:
-            await asyncio.sleep(0.05)
-
     async def run(endpoint: str, file: Path, one: str, two: str) -> None:
         async with AsyncClient(endpoint, timeout_s=60) as client:
-            await until(client, 1)
+            await ready(client, 1)
             file.write_text(f"{one}\n{two}\n")
-            await asyncio.wait_for(until(client, 2), 30)
+            await ready(client, 2)
             asking = asyncio.create_task(ask_all(client, 300))
             await asyncio.sleep(0.1)
             file.write_text(f"{two}\n")
-            await asyncio.wait_for(until(client, 1), 30)
+            await ready(client, 1)
             assert all(len(answer.outputs[0].token_ids) > 0 for answer in await asking)
 
     file = tmp_path / "services"
     with service() as one, service() as two:
         file.write_text(f"{one.endpoint}\n")
-        with routing("--services-file", str(file)) as ready:
-            asyncio.run(run(ready["endpoint"], file, one.endpoint, two.endpoint))
+        with routing("--services-file", str(file)) as routed:
+            asyncio.run(run(routed["endpoint"], file, one.endpoint, two.endpoint))
 
 
 def test_the_router_has_openais_face_too() -> None:
@@ -214,3 +211,30 @@ def test_relative_paths_of_sockets_begin_where_each_command_was_started(
         for endpoint in ("ipc://one", "ipc://./router"):
             with Client(endpoint) as client:
                 assert len(client.generate([5], SamplingParams(max_tokens=3)).outputs[0].token_ids) == 3
+        assert cli.main(["restart", "executor", "--endpoint=ipc://one"]) == 0
+
+
+def test_relative_paths_in_a_file_of_services_begin_where_the_router_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the file is read again, too, by an actor that works elsewhere."""
+
+    async def run(endpoint: str) -> None:
+        async with AsyncClient(endpoint, timeout_s=60) as client:
+            await ready(client, 1)
+            file.write_text("ipc://one\nipc://two\n")
+            await ready(client, 2)
+
+    monkeypatch.chdir(tmp_path)
+    file = Path("services")
+    with service(endpoint="ipc://one"), service(endpoint="ipc://two"):
+        file.write_text("ipc://one\n")
+        with routing("--services-file", "services") as routed:
+            asyncio.run(run(routed["endpoint"]))
+
+
+async def ready(client: AsyncClient, services: int) -> None:
+    """Wait until as many services are ready."""
+    async with asyncio.timeout(NEAR):
+        while (await client.stats())["router_services_ready"] != services:
+            await asyncio.sleep(0.05)

@@ -65,7 +65,10 @@ def answer_turn(client: Client, messages: list[dict[str, Any]], words: str, para
     forgotten = (len(messages) + 1 - len(asked)) // 2
     if forgotten:
         turns = len(messages) // 2
-        print(f"(The context was full: the oldest turns are forgotten, {forgotten} of {turns}.)", file=sys.stderr)
+        print(
+            f"(The context was full: the oldest turns are forgotten, {forgotten} of {turns}.)",
+            file=sys.stderr,
+        )
     messages[:] = [*asked, {"role": "assistant", "content": answer}]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from ..options.serve import ServeOptions
 from ..protocol.client_key import ClientKey
 from ..protocol.errors import InvalidRequest
 from ..protocol.limits import Limits
+from ..protocol.paths import absolute_path
 from ..runtime.keys import KeyFolder, new_pair
 from ..runtime.supervision.children import ChildSpec
 
@@ -29,7 +29,7 @@ def child(
 
 
 def chat_template_of(options: ServeOptions | RouteOptions) -> str | None:
-    return None if options.chat_template is None else os.path.abspath(options.chat_template)
+    return None if options.chat_template is None else absolute_path(options.chat_template)
 
 
 MAX_DEFAULTS_BYTES = 64 * 1024

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ..protocol.client_key import ClientKey, client_key
 from ..protocol.endpoints import check_endpoint
 from ..protocol.errors import InvalidRequest, ServiceUnavailable, SlipstreamError
 from ..protocol.messages import Welcome
+from ..protocol.paths import absolute_path, working_folder
 from ..runtime.log import logger
 from ..runtime.supervision.children import ChildSpec
 from ..runtime.supervision.supervisor import Supervisor
@@ -61,14 +61,15 @@ def router_specs(options: RouteOptions, directory: Path) -> list[ChildSpec]:
     router = RouterOptions(
         endpoint=check_endpoint(options.endpoint or f"ipc://{directory}/router", insecure=True),
         services=endpoints,
-        services_file=None if options.services_file is None else os.path.abspath(options.services_file),
+        services_file=None if options.services_file is None else absolute_path(options.services_file),
+        started_in=working_folder(),
         service_key=next((key for key in keys.values() if key is not None), None),
         model_name=welcome.model,
         limits=welcome.limits,
         formats=welcome.formats,
         server=f"slipstream {__version__}",
         seed=options.seed,
-        curve_keys=None if options.curve_keys is None else os.path.abspath(options.curve_keys),
+        curve_keys=None if options.curve_keys is None else absolute_path(options.curve_keys),
         curve_also=(),
     )
     if options.http is None:

@@ -5,7 +5,6 @@ They are the five actors, the ranks of the executor, its spare and the keeper of
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from ..protocol.errors import InvalidRequest, ModelNotSupported
 from ..protocol.formats.formats import formats_of
 from ..protocol.limits import MAX_FRAME_BYTES, MAX_STOP_TOKEN_IDS, Limits
 from ..protocol.messages import Formats
+from ..protocol.paths import absolute_path
 from ..runtime.machine.memory import available
 from ..runtime.supervision.children import ChildSpec
 from .banner import announce_service
@@ -191,7 +191,7 @@ def gateway_options(options: ServeOptions, endpoint: str, limits: Limits, format
         seed=options.seed,
         default_deadline=options.default_deadline,
         lora_updates=options.enable_lora_updates,
-        curve_keys=None if options.curve_keys is None else os.path.abspath(options.curve_keys),
+        curve_keys=None if options.curve_keys is None else absolute_path(options.curve_keys),
         curve_also=(),
         server_dev_mode=options.server_dev_mode,
         otlp_traces_endpoint=options.otlp_traces_endpoint,
@@ -232,7 +232,7 @@ def executor_options(options: ServeOptions, model: ModelOptions, rank: int = 0) 
         for_cuda_only=tuple(options.without_effect("cpu")),
         dtype=options.dtype,
         quantization=options.quantization,
-        adapters=tuple((name, os.path.abspath(path)) for name, path in adapters_of(options.lora)),
+        adapters=tuple((name, absolute_path(path)) for name, path in adapters_of(options.lora)),
         max_loras=options.adapter_places,
         max_lora_rank=options.max_lora_rank,
         attention_backend=options.attention_backend,
