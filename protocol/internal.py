@@ -130,7 +130,7 @@ class Capacity(Internal):
     """False: sequences have states, which no block holds, so that they cannot share prefixes."""
     adapters: list[Adapter] = []
     """The adapters that are loaded."""
-    adapter_places: int = 0
+    adapter_slots: int = 0
     """Most adapters that it can have loaded at once."""
     sizes: list[int] = []
     """The numbers of tokens, in ascending order, to which it pads steps that have a prompt. Empty: it does not pad."""
@@ -158,13 +158,14 @@ class AdapterChanged(Internal):
     error: str = ""
 
 
-class PlaceAdapter(Internal):
-    """scheduler → executor: load this adapter; without a path, free its place, with which no step computes any more."""
+class SetAdapterSlot(Internal):
+    """scheduler → executor: load this adapter into its slot; without a path, free the slot, which no step uses any
+    more."""
 
     adapter: Adapter
 
 
-class AdapterPlaced(Internal):
+class AdapterSlotSet(Internal):
     """executor → scheduler: the adapter is loaded, or unloaded; or why it cannot be."""
 
     adapter: Adapter
@@ -372,7 +373,7 @@ class Spans(Internal):
 
 AnyInternal = (
     Submit | Tokenized | Refused | Enqueue | Cancel | ForgetCache | Capacity | Plan | Sampled | Tokens | Texts | Matched
-    | Forget | CaptureNext | DumpTrace | Spans | ChangeAdapter | AdapterChanged | PlaceAdapter | AdapterPlaced
+    | Forget | CaptureNext | DumpTrace | Spans | ChangeAdapter | AdapterChanged | SetAdapterSlot | AdapterSlotSet
 )  # fmt: skip
 
 

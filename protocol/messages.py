@@ -241,7 +241,7 @@ GAUGES = frozenset(
 """Names in ``Stats`` that are gauges. All others are counters, which only grow, but for those of ``is_gauge``."""
 
 ADAPTER_GAUGE = "adapter_"
-"""The prefix of the gauges of adapters: ``adapter_places``, and for each adapter with such requests
+"""The prefix of the gauges of adapters: ``adapter_slots``, and for each adapter with such requests
 ``adapter_running_`` or ``adapter_waiting_`` and its name."""
 
 

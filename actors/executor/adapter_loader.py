@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from ...protocol.errors import InvalidRequest
-from ...protocol.internal import Adapter, AdapterPlaced, Capacity
+from ...protocol.internal import Adapter, AdapterSlotSet, Capacity
 from .model.adapters.loaded import LoadedAdapters
 
 
@@ -22,7 +22,7 @@ class AdapterLoader:
         """Put it behind those that wait."""
         self.waiting.append((adapter, self.adapters.load(adapter)))
 
-    def read_piece(self) -> AdapterPlaced | None:
+    def read_piece(self) -> AdapterSlotSet | None:
         """Read a piece of the first adapter; returns the answer to the scheduler when all of it is there, or when it
         cannot be loaded."""
         adapter, pieces = self.waiting[0]
@@ -34,12 +34,12 @@ class AdapterLoader:
         except InvalidRequest as reason:
             error = str(reason)
         self.waiting.popleft()
-        return AdapterPlaced(adapter, error)
+        return AdapterSlotSet(adapter, error)
 
-    def unload(self, adapter: Adapter) -> AdapterPlaced:
+    def unload(self, adapter: Adapter) -> AdapterSlotSet:
         """Returns the answer to the scheduler."""
         self.adapters.unload(adapter.id)
-        return AdapterPlaced(adapter)
+        return AdapterSlotSet(adapter)
 
     def forget_waiting(self) -> None:
         """The scheduler that asked is gone; the next one asks again."""
@@ -48,4 +48,4 @@ class AdapterLoader:
     def describe(self, capacity: Capacity) -> None:
         """Write into the capacity, which the next scheduler is sent, what is loaded now."""
         capacity.adapters = list(self.adapters.loaded.values())
-        capacity.adapter_places = self.adapters.places.count
+        capacity.adapter_slots = self.adapters.weights.count

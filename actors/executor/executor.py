@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...protocol.events import Completed, PeerUp
-from ...protocol.internal import AdapterPlaced, Capacity, GrammarEnd, PlaceAdapter, Plan, Sampled
+from ...protocol.internal import AdapterSlotSet, Capacity, GrammarEnd, Plan, Sampled, SetAdapterSlot
 from .adapter_loader import AdapterLoader
 from .background_work import IDLE_S, BackgroundWork
 from .model.adapters.loaded import LoadedAdapters
@@ -70,7 +70,7 @@ class Executor(StepActor):
         self.handlers |= {
             Plan: self.on_plan,
             Completed: self.on_completed,
-            PlaceAdapter: self.on_place_adapter,
+            SetAdapterSlot: self.on_set_adapter_slot,
         }
 
     # --- steps ------------------------------------------------------------------------------------
@@ -140,25 +140,25 @@ class Executor(StepActor):
 
     # --- adapters ---------------------------------------------------------------------------------
 
-    def on_place_adapter(self, message: PlaceAdapter, now: float) -> None:
+    def on_set_adapter_slot(self, message: SetAdapterSlot, now: float) -> None:
         assert self.adapters is not None
         adapter = message.adapter
         if adapter.path:
             self.adapters.load(adapter)
             self.wake_at = now
         else:
-            self.answer_placed(self.adapters, self.adapters.unload(adapter))
+            self.answer_slot_set(self.adapters, self.adapters.unload(adapter))
 
     def read_adapter(self, adapters: AdapterLoader, now: float) -> None:
         """Read a piece of an adapter; at its end the scheduler hears of it."""
         self.wake_at = now
-        placed = adapters.read_piece()
-        if placed is not None:
-            self.answer_placed(adapters, placed)
+        answer = adapters.read_piece()
+        if answer is not None:
+            self.answer_slot_set(adapters, answer)
 
-    def answer_placed(self, adapters: AdapterLoader, placed: AdapterPlaced) -> None:
+    def answer_slot_set(self, adapters: AdapterLoader, answer: AdapterSlotSet) -> None:
         adapters.describe(self.capacity)
-        self.send("scheduler", placed)
+        self.send("scheduler", answer)
 
     # --- peers ------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """The adapters that requests may name, how they are loaded and removed, and their effect on a sequence.
 
-The executor has a number of places, each with an id. An adapter is loaded into a free place, and requests may name it
-as soon as the executor says that it is there. When it is unloaded, new requests cannot name it any more. Its place is
+The executor has a number of adapter slots, each with an id. An adapter is loaded into a free one, and requests may name
+it as soon as the executor says that it is there. When it is unloaded, new requests cannot name it any more. Its slot is
 free when the last sequence that is computed with it has ended and all steps that were planned until then are over.
 """
 
@@ -13,19 +13,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...protocol.errors import brief
-from ...protocol.internal import Adapter, AdapterChanged, Capacity, ChangeAdapter, PlaceAdapter
+from ...protocol.internal import Adapter, AdapterChanged, Capacity, ChangeAdapter, SetAdapterSlot
 from ...protocol.messages import ADAPTER_GAUGE
 from .prefix import salt_of
 from .sequence import Sequence
 
 
 @dataclass(slots=True)
-class Place:
-    """The present and the wanted content of an adapter's place."""
+class AdapterSlot:
+    """What an adapter slot of the executor holds, or is to hold."""
 
     adapter: Adapter
     serial: int
-    """Counts what was loaded: two adapters that had one place after the other have nothing in common."""
+    """Counts what was loaded: two adapters that were in one slot after the other have nothing in common."""
     asked: list[int] = field(default_factory=list)
     """The changes that wait for it to be loaded, or unloaded."""
     last_step: int = -1
@@ -42,15 +42,15 @@ class Adapters:
         self.known = False
         """Whether an executor has said which adapters it has."""
         self.free: list[int] = []
-        """Ids of places, the next one last."""
+        """Ids of free slots, the next one last."""
         self.count = 0
         self.serial = 0
-        self.by_name: dict[str, Place] = {}
+        self.by_name: dict[str, AdapterSlot] = {}
         """The adapters that requests may name."""
-        self.loading: dict[int, Place] = {}
-        """The places that the executor is reading adapters into, by id."""
-        self.leaving: dict[int, Place] = {}
-        """The places whose adapters are to be unloaded and still computed with, by id."""
+        self.loading: dict[int, AdapterSlot] = {}
+        """The slots that the executor is reading adapters into, by id."""
+        self.leaving: dict[int, AdapterSlot] = {}
+        """The slots whose adapters are to be unloaded and still computed with, by id."""
         self.waiting: deque[ChangeAdapter] = deque()
         """Changes that were asked for before an executor was there."""
 
@@ -61,26 +61,26 @@ class Adapters:
         name = sequence.params.adapter
         if not name or not self.known:
             return ""
-        place = self.by_name.get(name)
+        slot = self.by_name.get(name)
         old = self.leaving.get(sequence.adapter)
         if old is not None and old.adapter.name == name:
-            place = old
-        if place is None:
+            slot = old
+        if slot is None:
             return f"adapter={brief(name)} is not loaded; {self.those_loaded()}"
-        sequence.adapter = place.adapter.id
-        sequence.salt = salt_of(sequence.params.cache_salt, f"{place.serial}".encode())
+        sequence.adapter = slot.adapter.id
+        sequence.salt = salt_of(sequence.params.cache_salt, f"{slot.serial}".encode())
         return ""
 
     def those_loaded(self) -> str:
         """Words about the adapters that requests may name."""
         return f"those that are: {', '.join(sorted(self.by_name))}" if self.by_name else "none is"
 
-    def place_of(self, adapter: Adapter) -> Place:
+    def slot_of(self, adapter: Adapter) -> AdapterSlot:
         self.serial += 1
-        return Place(adapter, self.serial)
+        return AdapterSlot(adapter, self.serial)
 
     def gauges(self, sequences: Iterable[Sequence]) -> dict[str, float]:
-        """The number of places, and of the requests that run with each adapter or wait for a slot."""
+        """The number of adapter slots, and of the requests that run with each adapter or wait for a sequence slot."""
         if not self.count:
             return {}
         found: Counter[str] = Counter()
@@ -88,7 +88,7 @@ class Adapters:
             if sequence.adapter:
                 state = "running" if sequence.slot >= 0 else "waiting"
                 found[f"{ADAPTER_GAUGE}{state}_{sequence.params.adapter}"] += 1
-        return {f"{ADAPTER_GAUGE}places": float(self.count), **found}
+        return {f"{ADAPTER_GAUGE}slots": float(self.count), **found}
 
     # --- changes ------------------------------------------------------------------------------------
 
@@ -106,7 +106,7 @@ class Adapters:
     def load(self, message: ChangeAdapter) -> None:
         name, path = message.name, message.path
         same = self.by_name.get(name)
-        same = same or next((place for place in self.loading.values() if place.adapter.name == name), None)
+        same = same or next((slot for slot in self.loading.values() if slot.adapter.name == name), None)
         if same is not None and same.adapter.path != path:
             self.answer(
                 message.number,
@@ -121,34 +121,34 @@ class Adapters:
             self.answer(
                 message.number,
                 "invalid_request",
-                f"all {self.count} places for adapters are taken; unload one, or raise --max-loras",
+                f"all {self.count} adapter slots are taken; unload one, or raise --max-loras",
             )
         else:
-            place = self.place_of(Adapter(self.free.pop(), name, path))
-            place.asked.append(message.number)
-            self.loading[place.adapter.id] = place
-            self.send("executor", PlaceAdapter(place.adapter))
+            slot = self.slot_of(Adapter(self.free.pop(), name, path))
+            slot.asked.append(message.number)
+            self.loading[slot.adapter.id] = slot
+            self.send("executor", SetAdapterSlot(slot.adapter))
 
-    def placed(self, adapter: Adapter, error: str) -> None:
+    def on_slot_set(self, adapter: Adapter, error: str) -> None:
         """The executor has read one, or says why it cannot; or it has given one up."""
         if not adapter.path:
-            place = self.leaving.pop(adapter.id)
+            slot = self.leaving.pop(adapter.id)
             self.free.append(adapter.id)
-            for number in place.asked:
+            for number in slot.asked:
                 self.answer(number)
             return
-        place = self.loading.pop(adapter.id)
+        slot = self.loading.pop(adapter.id)
         if error:
             self.free.append(adapter.id)
         else:
-            self.by_name[adapter.name] = place
-        asked, place.asked = place.asked, []
+            self.by_name[adapter.name] = slot
+        asked, slot.asked = slot.asked, []
         for number in asked:
             self.answer(number, "invalid_request" if error else "", error)
 
     def unload(self, message: ChangeAdapter, planned: int) -> None:
-        place = self.by_name.pop(message.name, None)
-        leaving = place or next((p for p in self.leaving.values() if p.adapter.name == message.name), None)
+        slot = self.by_name.pop(message.name, None)
+        leaving = slot or next((p for p in self.leaving.values() if p.adapter.name == message.name), None)
         if leaving is None and message.again:
             self.answer(message.number)
             return
@@ -162,44 +162,44 @@ class Adapters:
 
     def settle(self, used: set[int], planned: int, completed: int) -> None:
         """Unload the adapters that are to leave, except those of the ids ``used``, which sequences still name."""
-        for id, place in list(self.leaving.items()):
+        for id, slot in list(self.leaving.items()):
             if id in used:
-                place.last_step = planned
-            elif place.last_step <= completed and not place.given_up:
-                place.given_up = True
-                self.send("executor", PlaceAdapter(Adapter(id, place.adapter.name, "")))
+                slot.last_step = planned
+            elif slot.last_step <= completed and not slot.given_up:
+                slot.given_up = True
+                self.send("executor", SetAdapterSlot(Adapter(id, slot.adapter.name, "")))
 
     def answer(self, number: int, code: str = "", error: str = "") -> None:
-        loaded_now = [place.adapter for place in self.by_name.values()]
+        loaded_now = [slot.adapter for slot in self.by_name.values()]
         self.send("gateway", AdapterChanged(number, loaded_now, code, error))
 
     # --- executors ----------------------------------------------------------------------------------
 
     def begin(self, capacity: Capacity, planned: int) -> None:
         """A new executor has these, or the one that is there says so to a new scheduler."""
-        before = {place.adapter: place for place in (*self.by_name.values(), *self.leaving.values())}
+        before = {slot.adapter: slot for slot in (*self.by_name.values(), *self.leaving.values())}
         loaded_now = {
-            adapter.id: before.get(adapter) or self.place_of(adapter) for adapter in capacity.adapters
+            adapter.id: before.get(adapter) or self.slot_of(adapter) for adapter in capacity.adapters
         }
         lost, loading = self.leaving.keys() - loaded_now.keys(), list(self.loading.values())
         gone = [self.leaving.pop(id) for id in lost]
         self.by_name = {p.adapter.name: p for id, p in loaded_now.items() if id not in self.leaving}
-        for place in self.leaving.values():
-            place.given_up = False
+        for slot in self.leaving.values():
+            slot.given_up = False
         self.loading = {}
-        self.known, self.count = True, capacity.adapter_places
+        self.known, self.count = True, capacity.adapter_slots
         self.free = [id for id in range(self.count, 0, -1) if id not in loaded_now]
-        for number in (number for place in gone for number in place.asked):
+        for number in (number for slot in gone for number in slot.asked):
             self.answer(number)
-        for place in loading:
-            self.again(place, crashed=capacity.crashed)
+        for slot in loading:
+            self.again(slot, crashed=capacity.crashed)
         while self.waiting:
             self.change(self.waiting.popleft(), planned)
 
-    def again(self, place: Place, *, crashed: bool) -> None:
+    def again(self, slot: AdapterSlot, *, crashed: bool) -> None:
         """The executor ended while it read this one: read it anew, unless it may be what ended it."""
-        adapter = place.adapter
-        for number in place.asked:
+        adapter = slot.adapter
+        for number in slot.asked:
             if crashed:
                 text = f"the executor ended while it read {brief(adapter.path)}; it is not tried again"
                 self.answer(number, "invalid_request", text)

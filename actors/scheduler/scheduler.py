@@ -17,7 +17,7 @@ import numpy as np
 
 from ...protocol.events import PeerUp
 from ...protocol.internal import (
-    AdapterPlaced,
+    AdapterSlotSet,
     Cancel,
     Capacity,
     ChangeAdapter,
@@ -68,7 +68,7 @@ class Scheduler(Actor):
             Sampled: self.on_sampled,
             Matched: self.on_matched,
             ChangeAdapter: self.on_change_adapter,
-            AdapterPlaced: self.on_adapter_placed,
+            AdapterSlotSet: self.on_adapter_slot_set,
         }
         self.sequences: dict[int, Sequence] = {}
         """The sequences that have not ended, by the number of their request."""
@@ -230,11 +230,11 @@ class Scheduler(Actor):
         self.adapters.change(message, self.holdings.step - 1)
         self.settle_adapters()
 
-    def on_adapter_placed(self, message: AdapterPlaced, now: float) -> None:
-        self.adapters.placed(message.adapter, message.error)
+    def on_adapter_slot_set(self, message: AdapterSlotSet, now: float) -> None:
+        self.adapters.on_slot_set(message.adapter, message.error)
 
     def settle_adapters(self) -> None:
-        """Free the places of unloaded adapters that no sequence and no outstanding step uses any more."""
+        """Free the slots of unloaded adapters that no sequence and no outstanding step uses any more."""
         if self.adapters.leaving:
             used = {sequence.adapter for sequence in self.sequences.values()}
             last = self.holdings.step - 1

@@ -14,7 +14,7 @@ NO_TOKEN = -2
 class SlotTable:
     """The state of all sequence slots as arrays, so that a decode step costs the same whatever the batch.
 
-    It mirrors the device's token table: same slots, same positions, one step or more behind.
+    It mirrors the executor's `DeviceSlotTable`: same slots, same positions, one step or more behind.
     """
 
     def __init__(self, slots: int, max_model_len: int) -> None:

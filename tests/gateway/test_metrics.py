@@ -280,12 +280,12 @@ def test_with_a_new_gateway_the_counters_of_an_older_scheduler_begin_at_0() -> N
 def test_what_is_only_so_now_ends_with_the_actor_that_said_it() -> None:
     carried = Carried()
     carried.take(
-        {"steps": 3.0, "num_requests_running": 2.0, "adapter_places": 4.0, "adapter_running_sql": 2.0}
+        {"steps": 3.0, "num_requests_running": 2.0, "adapter_slots": 4.0, "adapter_running_sql": 2.0}
     )
     carried.on_death()
     carried.restart()
     assert carried.totals() == {
-        "steps": 3.0, "num_requests_running": 0.0, "adapter_places": 0.0, "adapter_running_sql": 0.0,
+        "steps": 3.0, "num_requests_running": 0.0, "adapter_slots": 0.0, "adapter_running_sql": 0.0,
     }  # fmt: skip
-    carried.take({"steps": 1.0, "adapter_places": 4.0})
-    assert carried.totals() == {"steps": 4.0, "adapter_places": 4.0}
+    carried.take({"steps": 1.0, "adapter_slots": 4.0})
+    assert carried.totals() == {"steps": 4.0, "adapter_slots": 4.0}

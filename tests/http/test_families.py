@@ -39,7 +39,7 @@ def lora_requests_info(counters: dict[str, float]) -> list[Any]:
 def test_gateways_of_clusters_read_which_adapters_are_in_use_from_labels() -> None:
     [sample] = lora_requests_info(
         {
-            "adapter_places": 4.0,
+            "adapter_slots": 4.0,
             "adapter_running_verse": 2.0,
             "adapter_running_sql": 1.0,
             "adapter_waiting_sql": 9.0,
@@ -53,6 +53,6 @@ def test_gateways_of_clusters_read_which_adapters_are_in_use_from_labels() -> No
         "waiting_lora_adapters": "sql",
     }
     assert sample.value == 7.5
-    [idle] = lora_requests_info({"adapter_places": 4.0})
+    [idle] = lora_requests_info({"adapter_slots": 4.0})
     assert idle.labels["running_lora_adapters"] == idle.labels["waiting_lora_adapters"] == ""
-    assert lora_requests_info({}) == [], "a service without places for adapters says nothing of them"
+    assert lora_requests_info({}) == [], "a service without adapter slots says nothing of them"

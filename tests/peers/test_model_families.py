@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from slipstream.actors.checkpoint import open_checkpoint
 from slipstream.actors.executor.cache.layout import allocate
 from slipstream.actors.executor.cache.paged import PagedBatch
-from slipstream.actors.executor.cache.state import StateSlots
+from slipstream.actors.executor.cache.state import StateCache
 from slipstream.actors.executor.model.loading.language_model import SERVED_AS_TEXT
 from slipstream.actors.executor.model.loading.load import load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
@@ -57,7 +57,7 @@ class Driver:
         where = model.device
         self.table = torch.tensor(blocks, dtype=torch.int32, device=where).view(len(prompts), width)
         self.cache = allocate(model.layout, len(blocks) + 1, BLOCK_SIZE, where, model.dtype)
-        self.states = StateSlots(model.state_layout, len(prompts), where) if model.state_layout else None
+        self.states = StateCache(model.state_layout, len(prompts), where) if model.state_layout else None
 
     def finished(self, row: int) -> bool:
         return len(self.texts[row]) == self.prompt_lengths[row] + NEW_TOKENS

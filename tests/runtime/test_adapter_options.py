@@ -31,7 +31,7 @@ def options_of(**given: Any) -> ServeOptions:
     ],
 )
 def test_places_for_adapters(given: dict[str, Any], places: int) -> None:
-    assert options_of(**given).adapter_places == places
+    assert options_of(**given).adapter_slots == places
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_what_cannot_be_done_is_said_and_changes_nothing() -> None:
     assert "is that of the model itself" in world.do(LoadAdapter(name="emulated", path="/x")).error
     assert "0 characters" in world.do(LoadAdapter(name="", path="/x")).error
     assert names_of(world.do(LOAD)) == ["sql", "third", "verse"]
-    assert "all 3 places" in world.do(LoadAdapter(name="fourth", path="/fourth")).error
+    assert "all 3 adapter slots" in world.do(LoadAdapter(name="fourth", path="/fourth")).error
     assert names_of(world.do(UNLOAD)) == there
     assert [adapter.name for adapter in world.kept_adapters.values()] == [one.name for one in ADAPTERS]
 

@@ -80,12 +80,12 @@ def test_before_an_executor_has_said_what_it_has_nothing_is_refused() -> None:
 
 def test_it_says_which_adapters_requests_run_and_wait_with() -> None:
     bench = Bench(size=16, slots=2)
-    bench.give(Capacity(65, 16, adapters=[SQL, VERSE], adapter_places=4))
-    assert bench.scheduler.gauges()["adapter_places"] == 4.0
+    bench.give(Capacity(65, 16, adapters=[SQL, VERSE], adapter_slots=4))
+    assert bench.scheduler.gauges()["adapter_slots"] == 4.0
     for request, name in enumerate(["sql", "", "verse", "verse"]):
         bench.ask(request, prompt(request, 10), adapter=name, max_tokens=3, **FREE)
     found = {name: value for name, value in bench.scheduler.gauges().items() if "adapter_" in name}
-    assert found == {"adapter_places": 4.0, "adapter_running_sql": 1.0, "adapter_waiting_verse": 2.0}
+    assert found == {"adapter_slots": 4.0, "adapter_running_sql": 1.0, "adapter_waiting_verse": 2.0}
     bench.finish_all()
     found = {name: value for name, value in bench.scheduler.gauges().items() if "adapter_" in name}
-    assert found == {"adapter_places": 4.0}
+    assert found == {"adapter_slots": 4.0}

@@ -221,7 +221,7 @@ class Service:
             follower.end()
         for rank in self.ranks:
             rank.device.close()
-        states = [rank.runner.state for rank in self.ranks]
-        for state in states[1:]:
+        tables = [rank.runner.table for rank in self.ranks]
+        for table in tables[1:]:
             for name in ("tokens", "position", "finished", "block_table"):
-                assert torch.equal(getattr(state, name), getattr(states[0], name)), name
+                assert torch.equal(getattr(table, name), getattr(tables[0], name)), name

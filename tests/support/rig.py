@@ -108,7 +108,7 @@ class Rig:
         self.device.close()
         self.carry(self.scheduler.receive("supervisor", PeerUp("executor", 2), 0.0))
         if self.adapters is not None:
-            self.adapters = LoadedAdapters(self.adapters.places, self.adapters.file)
+            self.adapters = LoadedAdapters(self.adapters.weights, self.adapters.file)
             self.adapters.start([])
         self.start()
 

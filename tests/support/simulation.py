@@ -141,8 +141,8 @@ def expected_prompt_logprobs(
     return [None, *(dict(zip(map(str, tokens), told, strict=True)) for tokens, told in rows)]
 
 
-class EmulatedPlaces:
-    """Places for adapters of the emulated model: reading one takes a few turns, and one in ``/bad`` cannot be read."""
+class EmulatedAdapters:
+    """Adapter slots of the emulated model: reading one takes a few turns, and one in ``/bad`` cannot be read."""
 
     count = 3
 
@@ -189,7 +189,7 @@ class World(Simulator):
         def executor(world: Simulator) -> Executor:
             pipeline, batch = pipeline_of(world, check=True)
             capacity = Capacity(blocks, block_size, world.deaths.crashed("executor"))
-            adapters = LoadedAdapters(EmulatedPlaces())
+            adapters = LoadedAdapters(EmulatedAdapters())
             adapters.loaded = self.kept_adapters  # what a file has, and so the next incarnation
             masks = Masks(grammar_compiler(), slots)
             if followers:

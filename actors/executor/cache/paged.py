@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..devices.float8 import FP8
-from .state import StateSlots
+from .state import StateCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class PagedBatch:
     """Every row has exactly one token, so that R = T."""
     max_kv_len: int
     """Upper bound of ``kv_lens`` over the rows that have one token."""
-    states: StateSlots | None = None
+    states: StateCache | None = None
     """The states of the layers that keep one; None where the model has none."""
     row_tokens: tuple[int, ...] = ()
     """Tokens of each row that has any, as the host knows them: of a step with prompts of a model with ``states``."""

@@ -44,7 +44,7 @@ class StateLayout:
         return sum(prod(shape) * dtype.itemsize for _, shape, dtype in self.shapes)
 
 
-class StateSlots:
+class StateCache:
     """The states of all sequence slots, on the device."""
 
     def __init__(self, layout: StateLayout, slots: int, device: torch.device) -> None:

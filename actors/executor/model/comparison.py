@@ -13,7 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 from ..attention.transformers_hook import IMPLEMENTATION, scale_by_position
 from ..cache.layout import allocate
 from ..cache.paged import PagedBatch
-from ..cache.state import StateSlots
+from ..cache.state import StateCache
 from ..triton_tools.compilation import compile_ahead
 from .paged_model import PagedModel
 from .support import refusal
@@ -129,7 +129,7 @@ def paged_logits(model: PagedModel, tokens: Tensor, steps: Sequence[tuple[int, i
     blocks = -(-count // COMPARED_BLOCK_SIZE)
     device = tokens.device
     cache = allocate(model.layout, 2 * blocks + 1, COMPARED_BLOCK_SIZE, device, model.dtype)
-    states = StateSlots(model.state_layout, 2, device) if model.state_layout else None
+    states = StateCache(model.state_layout, 2, device) if model.state_layout else None
     # Blocks from block 1 on, interleaved and backwards: none lies beside the one before it.
     table = torch.arange(2 * blocks, 0, -1, dtype=torch.int32, device=device).view(blocks, 2).T.contiguous()
     logits = torch.empty(2, count, model.vocab_size, device=device)

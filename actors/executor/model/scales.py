@@ -14,7 +14,7 @@ from torch import Tensor
 from ..attention.torch_backend import TorchAttention
 from ..cache.layout import allocate
 from ..cache.paged import LayerScales, PagedBatch
-from ..cache.state import StateSlots
+from ..cache.state import StateCache
 from ..devices.float8 import FP8_MAX
 from .paged_model import PagedModel
 
@@ -57,7 +57,7 @@ def measure_scales(model: PagedModel) -> list[LayerScales]:
         block_table=torch.ones(1, 1, dtype=torch.int32, device=device),
         decode_only=False,
         max_kv_len=0,
-        states=StateSlots(model.state_layout, 1, device) if model.state_layout else None,
+        states=StateCache(model.state_layout, 1, device) if model.state_layout else None,
         row_tokens=(count,),
     )
     tokens = positions * 7919 % model.vocab_size

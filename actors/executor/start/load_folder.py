@@ -80,12 +80,12 @@ def meet_ranks(context: StartContext, options: ExecutorOptions, where: torch.dev
 def load_adapters(
     context: StartContext, options: ExecutorOptions, model: PagedModel
 ) -> LoadedAdapters | None:
-    """Load the adapters that are there from the start, into places of this incarnation; None: no room for any."""
+    """Load the adapters that are there from the start, into slots of this incarnation; None: no room for any."""
     if not options.max_loras:
         return None
     context.phase("load adapters")
-    places = model.take_adapters(options.max_loras, options.max_lora_rank)
-    adapters = LoadedAdapters(places, Path(options.adapters_file))
+    weights = model.take_adapters(options.max_loras, options.max_lora_rank)
+    adapters = LoadedAdapters(weights, Path(options.adapters_file))
     adapters.start([Adapter(id, name, path) for id, (name, path) in enumerate(options.adapters, 1)])
     if model.group is not None:
         leave_out_what_others_lack(adapters, model.group, model.device)
@@ -94,7 +94,7 @@ def load_adapters(
 
 def leave_out_what_others_lack(adapters: LoadedAdapters, group: RankGroup, device: torch.device) -> None:
     """An adapter that was there before may be gone for one rank, and not yet for another: they compute together."""
-    for id in range(1, adapters.places.count + 1):
+    for id in range(1, adapters.weights.count + 1):
         everywhere = group.least(int(id in adapters.loaded), device)
         if not everywhere and id in adapters.loaded:
             logger.warning(

@@ -1,7 +1,7 @@
 """Triton kernels for a step that only decodes: one before the model and one after it.
 
 Plain torch takes some thirty kernels of a few numbers for it, which count where a step takes a millisecond.
-``SlotState`` says what is computed.
+``DeviceSlotTable`` says what is computed.
 
 With ``TRITON_INTERPRET=1`` in the environment before the first import of ``triton`` they run on a CPU, for tests.
 """
@@ -116,7 +116,7 @@ def decode(
     block_size: int,
     out: Sequence[Tensor],
 ) -> None:
-    """``SlotState.decode``; ``out`` are the fields of ``Decoding``, which it writes."""
+    """``DeviceSlotTable.decode``; ``out`` are the fields of ``Decoding``, which it writes."""
     count = len(slots)
     _decode_kernel[(triton.cdiv(count, ROWS),)](
         slots,
@@ -144,7 +144,7 @@ def settle(
     requests: Tensor,
     out: Tensor,
 ) -> None:
-    """``SlotState.settle``."""
+    """``DeviceSlotTable.settle``."""
     count = len(slots)
     _settle_kernel[(triton.cdiv(count, ROWS),)](
         slots,

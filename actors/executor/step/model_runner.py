@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..cache.layout import allocate
 from ..cache.paged import LayerScales, PagedBatch
-from ..cache.state import StateSlots
+from ..cache.state import StateCache
 from ..devices.float8 import FP8
 from ..model.paged_model import PagedModel
 from ..ranks.sampler import sampler_of
@@ -17,7 +17,7 @@ from .description import Step
 from .fields import BLOCK, COPY, COUNT, JOIN, PLACEHOLDER, UNWRITTEN, column
 from .layout import ResultLayout, StepLayout
 from .sampling_kind import SamplingKind
-from .slots import SlotState
+from .slot_table import DeviceSlotTable
 
 
 class ModelRunner:
@@ -45,9 +45,9 @@ class ModelRunner:
         self.scales = scales
         self.block_size = block_size
         max_blocks = -(-max_model_len // block_size)
-        self.state = SlotState(seq_slots, max_model_len, max_blocks, model.device)
+        self.table = DeviceSlotTable(seq_slots, max_model_len, max_blocks, model.device)
         self.states = (
-            StateSlots(model.state_layout, seq_slots + 1, model.device) if model.state_layout else None
+            StateCache(model.state_layout, seq_slots + 1, model.device) if model.state_layout else None
         )
         """The states of recurrent layers for each sequence slot; None if the model has none."""
         self.null_slots = torch.tensor([seq_slots], device=model.device)
@@ -95,7 +95,7 @@ class ModelRunner:
 
     def apply(self, inputs: Tensor, step: Step) -> None:
         """Write what joining sequences bring, extend the block table, and copy blocks."""
-        layout, state = step.layout, self.state
+        layout, table = step.layout, self.table
         if layout.joins:
             joins = layout.view(inputs, "joins")
             slots = column(joins, JOIN, "slot").long()
@@ -106,7 +106,7 @@ class ModelRunner:
         if layout.blocks:
             blocks = layout.view(inputs, "blocks")
             slot, index = (column(blocks, BLOCK, name).long() for name in ("slot", "index"))
-            state.block_table[slot, index] = column(blocks, BLOCK, "block")
+            table.block_table[slot, index] = column(blocks, BLOCK, "block")
         if layout.copies:
             copies = layout.view(inputs, "copies")
             source, target = (column(copies, COPY, name).long() for name in ("source", "target"))
@@ -116,17 +116,17 @@ class ModelRunner:
 
     def join(self, slots: Tensor, joins: Tensor) -> None:
         """Write the records of sequences that take ``slots`` int64 [N]; ``joins`` are records of ``fields.JOIN``."""
-        state = self.state
-        state.requests[slots] = joins
-        state.position[slots] = column(joins, JOIN, "start").long()
-        state.finished[slots] = False
+        table = self.table
+        table.requests[slots] = joins
+        table.position[slots] = column(joins, JOIN, "start").long()
+        table.finished[slots] = False
         if self.states is not None:
             self.states.clear(slots)
             self.states.clear(
                 self.null_slots
             )  # padding rows compute there, and their values could grow out of bounds
         if self.check_carry_over:
-            state.tokens[slots] = UNWRITTEN
+            table.tokens[slots] = UNWRITTEN
 
     def count(self, inputs: Tensor, step: Step) -> None:
         """Count the known tokens of sequences that have a penalty: those in shared blocks when a sequence joins, and
@@ -145,10 +145,10 @@ class ModelRunner:
             )
 
     def count_history(self, slot: int, length: int) -> None:
-        state, size = self.state, self.block_size
+        table, size = self.table, self.block_size
         positions = torch.arange(length, device=self.block_tokens.device)
-        place = state.block_table[slot, positions // size].long() * size + positions % size
-        in_prompt = positions < column(state.requests, JOIN, "prompt_len")[slot]
+        place = table.block_table[slot, positions // size].long() * size + positions % size
+        in_prompt = positions < column(table.requests, JOIN, "prompt_len")[slot]
         self.sampler.count_known(torch.full_like(place, slot), self.block_tokens[place], in_prompt)
 
     # --- forward: depends on nothing but the layout, so that it can be captured as a graph ------------
@@ -162,7 +162,7 @@ class ModelRunner:
         """
         if layout.decode_only:
             slots = layout.view(inputs, "sample_slots")[: layout.rows]
-            rows, positions, input_ids, write_index, kv_lens = self.state.decode(
+            rows, positions, input_ids, write_index, kv_lens = self.table.decode(
                 slots, self.block_tokens, self.block_size
             )
             self.check_written(input_ids)
@@ -176,25 +176,25 @@ class ModelRunner:
     ) -> Tensor:
         """The forward pass of a step whose rows have any number of tokens. Tokens of prompts are written into the token
         table, the others are read from it."""
-        state, size = self.state, self.block_size
+        table, size = self.table, self.block_size
         rows = layout.view(inputs, "row_slots").long()
         token_slots = layout.view(inputs, "token_slots").long()
         query_start = layout.view(inputs, "query_start")
         logits_index = layout.view(inputs, "logits_index").long()
-        after = state.position[rows] + (query_start[1:] - query_start[:-1])
-        positions = state.position[token_slots] + layout.view(inputs, "token_offsets")
+        after = table.position[rows] + (query_start[1:] - query_start[:-1])
+        positions = table.position[token_slots] + layout.view(inputs, "token_offsets")
         known = layout.view(inputs, "known_tokens")
-        input_ids = torch.where(known == PLACEHOLDER, state.tokens[token_slots, positions], known)
-        state.tokens[token_slots, positions] = input_ids
+        input_ids = torch.where(known == PLACEHOLDER, table.tokens[token_slots, positions], known)
+        table.tokens[token_slots, positions] = input_ids
         self.check_written(input_ids)
-        block = state.block_table[token_slots, positions // size]
+        block = table.block_table[token_slots, positions // size]
         write_index = torch.add(positions % size, block, alpha=size)
         self.block_tokens[write_index] = input_ids
         batch = self.batch_of(
             rows, token_slots, after.int(), query_start, write_index, False, max_kv_len, row_tokens
         )
         logits = self.model.forward(input_ids.long(), positions, batch, logits_index)
-        state.position[rows] = torch.where(state.finished[rows], state.position[rows], after)
+        table.position[rows] = torch.where(table.finished[rows], table.position[rows], after)
         return logits
 
     def batch_of(
@@ -214,7 +214,7 @@ class ModelRunner:
             kv_lens=kv_lens,
             query_start=query_start,
             write_index=write_index,
-            block_table=self.state.block_table,
+            block_table=self.table.block_table,
             decode_only=decode_only,
             max_kv_len=max_kv_len,
             states=self.states,
@@ -226,7 +226,7 @@ class ModelRunner:
         """The id of the adapter of each token; ``token_slots`` int64 [T] are the tokens' slots."""
         if self.model.adapters is None:
             return None
-        return column(self.state.requests, JOIN, "adapter")[token_slots]
+        return column(self.table.requests, JOIN, "adapter")[token_slots]
 
     def check_written(self, input_ids: Tensor) -> None:
         if self.check_carry_over:
@@ -247,14 +247,14 @@ class ModelRunner:
         """Sample from ``logits`` [>= S, vocab] a token for each of ``sample_slots`` int32 [S]; write them into the
         token table, and into ``outputs``. ``allowed`` as in `Sampler.sample`.
         """
-        state, sampler = self.state, self.sampler
+        table, sampler = self.table, self.sampler
         slots = sample_slots.long()
         logits = logits[: len(slots)]
-        position = state.position[slots]
-        requests = state.requests[slots]
+        position = table.position[slots]
+        requests = table.requests[slots]
         tokens = sampler.sample(logits, slots, requests, position, kind, allowed)
 
-        state.settle(sample_slots, tokens, results.view(outputs, "tokens"))
+        table.settle(sample_slots, tokens, results.view(outputs, "tokens"))
         if kind.penalties:
             sampler.count_sampled(slots, tokens)
         if kind.logprobs:

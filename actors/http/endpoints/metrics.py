@@ -173,7 +173,7 @@ class Families(Collector):
     def adapters(self, left: dict[str, float]) -> Iterator[Metric]:
         """Which adapters requests run and wait with, as labels, since gateways of clusters read them there; the value
         is the time. Nothing where there are none."""
-        places = left.pop("adapter_places", 0.0)
+        places = left.pop("adapter_slots", 0.0)
         running, waiting = (
             ",".join(
                 sorted(

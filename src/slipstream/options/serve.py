@@ -408,7 +408,7 @@ class ServeOptions:
                 f"{spell('batch_invariant')} is not possible with {spell('tensor_parallel_size')}: the sums of"
                 " ranks are left to the library that exchanges them; leave out one"
             )
-        if self.batch_invariant and self.adapter_places:
+        if self.batch_invariant and self.adapter_slots:
             asked = "lora" if self.lora is not None else "enable_lora_updates"
             raise InvalidRequest(
                 f"{spell('batch_invariant')} is not possible with {spell(asked)}: what adapters add is made"
@@ -425,7 +425,7 @@ class ServeOptions:
         return names or [self.model or "slipstream-bundled"]
 
     @property
-    def adapter_places(self) -> int:
+    def adapter_slots(self) -> int:
         """The number of adapters that can be loaded at once."""
         given = len(adapters_of(self.lora))
         return self.max_loras or max(given, UPDATED_LORAS if self.enable_lora_updates else 0)
@@ -443,7 +443,7 @@ class ServeOptions:
             raise InvalidRequest(
                 f"{spell('lora')} has an adapter of the name {taken!r}, which is the model's own; take another"
             )
-        if self.adapter_places < len(adapters_of(self.lora)):
+        if self.adapter_slots < len(adapters_of(self.lora)):
             raise InvalidRequest(
                 f"{spell('lora')} are more adapters than {spell('max_loras')}; raise the latter"
             )

@@ -73,7 +73,7 @@ def http_options(
         model=folder,
         model_name=names[0],
         other_names=tuple(names[1:]),
-        adapters=isinstance(options, RouteOptions) or options.adapter_places > 0,
+        adapters=isinstance(options, RouteOptions) or options.adapter_slots > 0,
         routed=isinstance(options, RouteOptions),
         limits=limits,
         chat_template=chat_template_of(options),

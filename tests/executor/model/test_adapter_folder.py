@@ -47,8 +47,8 @@ def load(adapters: LoadedAdapters, id: int, folder: Path) -> None:
 
 
 def weights(adapters: LoadedAdapters, id: int) -> list[Tensor]:
-    assert isinstance(adapters.places, Adapters)
-    return [stack.down[id - 1].clone() for stack in adapters.places.stacks]
+    assert isinstance(adapters.weights, Adapters)
+    return [stack.down[id - 1].clone() for stack in adapters.weights.stacks]
 
 
 def with_tensors(**changed: Tensor | None) -> Callable[[Path], None]:

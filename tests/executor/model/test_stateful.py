@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from slipstream.actors.executor.cache.paged import KVCache, PagedBatch
-from slipstream.actors.executor.cache.state import StateKey, StateLayout, StateSlots
+from slipstream.actors.executor.cache.state import StateCache, StateKey, StateLayout
 from slipstream.actors.executor.model import support
 from slipstream.actors.executor.model.loading.load import from_config
 from slipstream.actors.executor.model.stateful import scan as scan_module
@@ -35,7 +35,7 @@ LAYOUT = StateLayout(
 torch.set_num_threads(1)
 
 
-def batch_of(rows: list[int], counts: list[int], *, padding: int = 0, states: StateSlots) -> PagedBatch:
+def batch_of(rows: list[int], counts: list[int], *, padding: int = 0, states: StateCache) -> PagedBatch:
     tokens = sum(counts) + padding
     return PagedBatch(
         cache=KVCache(1, [], []),
@@ -52,7 +52,7 @@ def batch_of(rows: list[int], counts: list[int], *, padding: int = 0, states: St
 
 
 def test_states_of_all_layers_lie_beside_each_other_and_are_cleared_together() -> None:
-    slots = StateSlots(LAYOUT, 4, CPU)
+    slots = StateCache(LAYOUT, 4, CPU)
     assert LAYOUT.bytes_per_slot == (6 + 3) * 4 + 4 * 2
     for state in slots.states.values():
         state.fill_(1)
@@ -63,7 +63,7 @@ def test_states_of_all_layers_lie_beside_each_other_and_are_cleared_together() -
 
 
 def test_rows_that_decode_are_one_part_and_each_chunk_another() -> None:
-    slots = StateSlots(LAYOUT, 8, CPU)
+    slots = StateCache(LAYOUT, 8, CPU)
     found = segments_of(batch_of([5, 2, 7, 1], [1, 1, 3, 1], padding=4, states=slots))
     assert [(part.start, part.stop, rows.tolist(), single) for part, rows, single in found] == [
         (0, 2, [5, 2], True),
@@ -77,7 +77,7 @@ def test_rows_that_decode_are_one_part_and_each_chunk_another() -> None:
 
 
 def test_states_go_back_where_they_came_from() -> None:
-    slots = StateSlots(LAYOUT, 4, CPU)
+    slots = StateCache(LAYOUT, 4, CPU)
     conv, recurrent = StateKey(0, "conv", 0), StateKey(0, "recurrent", 0)
     slots.states[conv][:] = torch.arange(24.0).view(4, 3, 2)
     states = RowStates(slots, torch.tensor([3, 1]))
@@ -146,7 +146,7 @@ def test_a_module_that_forgets_is_given_one_token_after_the_other() -> None:
     module = Module("forgets")
     modules = StatefulModules([StatefulModule(module, (torch.zeros(1, 1, 3),), {}, cache_place=1)], LAYOUT)
     assert any("token by token" in line for line in modules.notes())
-    slots = StateSlots(LAYOUT, 4, CPU)
+    slots = StateCache(LAYOUT, 4, CPU)
     given, outputs = torch.randn(1, 9, 3), []
     for rows, counts in (([2], [4]), ([1, 2], [1, 3]), ([2], [1])):
         modules.begin(batch_of(rows, counts, states=slots))
@@ -181,7 +181,7 @@ def test_a_scan_goes_on_from_a_state(tokens: int, at_once: int, monkeypatch: pyt
     values, times, gate_of = (torch.randn(rows, channels, tokens) for _ in range(3))
     B, C = (torch.randn(rows, size, tokens) for _ in range(2))
     A, D, bias = -torch.rand(channels, size) * 5, torch.randn(channels), torch.randn(channels)
-    slots = StateSlots(
+    slots = StateCache(
         StateLayout(((StateKey(7, "recurrent", 0), (channels, size), torch.float32),)), rows, CPU
     )
     slots.states[StateKey(7, "recurrent", 0)].normal_()
@@ -206,7 +206,7 @@ def test_the_modules_of_others_keep_the_scan_of_transformers() -> None:
     model = from_config(make_config("mamba"), CPU, torch.float32)
     module: Any = model.transformer.get_submodule("backbone.layers.0.mixer")
     states, tokens = (
-        RowStates(StateSlots(model.state_layout, 1, CPU), torch.tensor([0])),
+        RowStates(StateCache(model.state_layout, 1, CPU), torch.tensor([0])),
         torch.randn(1, 6, 32),
     )
     with torch.inference_mode():
@@ -222,6 +222,6 @@ def test_joining_clears_the_slot_and_that_of_padding() -> None:
         assert runner.states is not None
         for pool in runner.states.pools.values():
             pool.fill_(float("nan"))
-        runner.join(torch.tensor([1]), torch.zeros(1, runner.state.requests.shape[1], dtype=torch.int32))
+        runner.join(torch.tensor([1]), torch.zeros(1, runner.table.requests.shape[1], dtype=torch.int32))
     for pool in runner.states.pools.values():
         assert pool.isnan().any(1).tolist() == [True, False, True, False]

@@ -144,7 +144,7 @@ def test_the_ledger_of_an_emulated_cache_is_no_larger_than_one_that_is_built_at_
     assert scheduler.holdings.longest >= length, "and one sequence of the full length has its blocks"
 
 
-class Places:
+class Weights:
     """Room for adapters, without weights."""
 
     count = 3
@@ -156,7 +156,7 @@ class Places:
 def test_an_adapter_that_one_rank_could_not_load_again_is_left_out_by_all(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    ranks = [LoadedAdapters(Places()), LoadedAdapters(Places())]
+    ranks = [LoadedAdapters(Weights()), LoadedAdapters(Weights())]
     for kept, ids in zip(ranks, ([1, 2], [2]), strict=True):
         kept.start([Adapter(id, f"adapter {id}", "/a") for id in ids])
     at_once(

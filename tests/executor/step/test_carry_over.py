@@ -83,9 +83,9 @@ def first_plan(end: int = LENGTH) -> Plan:
 
 def lose_a_carry_over(runner: ModelRunner | EmulatedRunner) -> None:
     """Let the next step run ahead of what was sampled."""
-    state = runner.state if isinstance(runner, ModelRunner) else runner
+    table = runner.table if isinstance(runner, ModelRunner) else runner
     with torch.inference_mode():
-        state.position[1] += 2
+        table.position[1] += 2
 
 
 def test_the_device_ends_a_sequence_by_its_length(

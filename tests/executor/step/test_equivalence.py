@@ -14,7 +14,7 @@ import torch
 from covering import few_of
 from recurrent import alone_with, long_requests, model_with_states, scheduled
 from rig import EOS, LENGTH, SLOTS, VOCAB, Rig
-from slipstream.actors.executor.cache.state import StateSlots
+from slipstream.actors.executor.cache.state import StateCache
 from slipstream.actors.executor.model.fused.fuse import fuse
 from slipstream.actors.executor.model.invariant.apply import make_invariant
 from slipstream.actors.executor.model.loading.load import from_config
@@ -153,13 +153,13 @@ def test_a_planted_fault_of_a_state_slot_is_seen(
 ) -> None:
     """A state that outlives its holder, or ends with another's."""
     expected = alone_with(stateful_model)
-    clear = StateSlots.clear
+    clear = StateCache.clear
 
-    def cleared(self: StateSlots, slots: torch.Tensor) -> None:
+    def cleared(self: StateCache, slots: torch.Tensor) -> None:
         if fault == "of the neighbour":
             clear(self, (slots + 1) % SLOTS)
 
-    monkeypatch.setattr(StateSlots, "clear", cleared)
+    monkeypatch.setattr(StateCache, "clear", cleared)
     found = scheduled(stateful_model, 2, 0).tokens
     assert any(answer != expected[request % len(expected)] for request, answer in found.items())
 
@@ -194,9 +194,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, int], set[bytes]]:
 
     def sample_and_note(self: ModelRunner, logits: torch.Tensor, slots: torch.Tensor, *others: Any) -> None:
         rows = slots.long()
-        seeds = column(self.state.requests[rows], JOIN, "seed_low").tolist()
+        seeds = column(self.table.requests[rows], JOIN, "seed_low").tolist()
         given = zip(
-            seeds, self.state.position[rows].tolist(), self.state.finished[rows].tolist(), strict=True
+            seeds, self.table.position[rows].tolist(), self.table.finished[rows].tolist(), strict=True
         )
         for row, (seed, position, finished) in enumerate(given):
             if not finished:

@@ -294,11 +294,11 @@ def test_a_graph_reads_nothing_but_its_static_inputs(runner: ModelRunner) -> Non
     """Bounds that are larger than the step, other slots, and other lengths than at the capture: all come anew."""
     made = Graphs(runner)
     made.capture_all()
-    state = runner.state
-    saved = state.tokens.clone(), state.position.clone(), state.block_table.clone(), state.finished.clone()
+    table = runner.table
+    saved = table.tokens.clone(), table.position.clone(), table.block_table.clone(), table.finished.clone()
     try:
-        state.tokens[:SLOTS] = torch.arange(SLOTS)[:, None] + 1
-        state.block_table[:SLOTS] = torch.arange(1, SLOTS * LENGTH // BLOCK + 1).view(SLOTS, -1)
+        table.tokens[:SLOTS] = torch.arange(SLOTS)[:, None] + 1
+        table.block_table[:SLOTS] = torch.arange(1, SLOTS * LENGTH // BLOCK + 1).view(SLOTS, -1)
         for pool in (*runner.cache.keys, *runner.cache.values):
             pool.normal_(generator=torch.Generator().manual_seed(3))
             pool[0] = float("nan")  # whatever padding leaves in the null block, nobody sees it
@@ -309,15 +309,15 @@ def test_a_graph_reads_nothing_but_its_static_inputs(runner: ModelRunner) -> Non
             step = Step(layout, SamplingKind(), num_samples=len(slots), max_kv_len=max(lengths) + 1)
             results = []
             for run in (runner.run, made.run):
-                state.position[slots], state.finished[slots] = torch.tensor(lengths), False
+                table.position[slots], table.finished[slots] = torch.tensor(lengths), False
                 outputs = torch.zeros(step.results.size, dtype=torch.int32)
                 run(inputs, outputs, step)
-                assert (state.position[slots] == torch.tensor(lengths) + 1).all()
+                assert (table.position[slots] == torch.tensor(lengths) + 1).all()
                 results.append(outputs[: len(slots)].clone())
             assert torch.equal(*results)
             assert torch.isfinite(made.logits[: len(slots)]).all()
     finally:
-        state.tokens[:], state.position[:], state.block_table[:], state.finished[:] = saved
+        table.tokens[:], table.position[:], table.block_table[:], table.finished[:] = saved
         for pool in (*runner.cache.keys, *runner.cache.values):
             pool.zero_()
 

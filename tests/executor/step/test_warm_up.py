@@ -30,7 +30,7 @@ def test_it_leaves_every_sequence_slot_and_every_block_as_it_was() -> None:
     runner = make_runner(256, "torch")
     for layer in (*runner.cache.keys, *runner.cache.values):
         layer.normal_()
-    held = tensors(runner.state) | tensors(runner.sampler)
+    held = tensors(runner.table) | tensors(runner.sampler)
     before = {name: tensor.clone() for name, tensor in held.items()}
     cache = [layer.clone() for layer in (*runner.cache.keys, *runner.cache.values)]
     buckets = buckets_of(SLOTS, BUDGET, 256)
@@ -41,7 +41,7 @@ def test_it_leaves_every_sequence_slot_and_every_block_as_it_was() -> None:
     assert all(ns > 0 for _, ns in timed)
     for name, tensor in held.items():
         assert torch.equal(tensor[:SLOTS], before[name][:SLOTS]), name
-    assert (runner.state.finished[-1], runner.state.position[-1]) == (True, 0)
+    assert (runner.table.finished[-1], runner.table.position[-1]) == (True, 0)
     for layer, old in zip((*runner.cache.keys, *runner.cache.values), cache, strict=True):
         assert torch.equal(layer[1:], old[1:])
     assert torch.equal(runner.block_tokens[BLOCK:], torch.zeros_like(runner.block_tokens[BLOCK:]))
@@ -67,9 +67,9 @@ def test_no_step_of_null_rows_uses_what_a_kernel_writes_as_an_index(monkeypatch:
     )
     for step in steps_of_all_kernels(buckets, 256):
         null_run(runner, runner.run, step, 256)()
-    assert runner.state.tokens.abs().max() < model.vocab_size
+    assert runner.table.tokens.abs().max() < model.vocab_size
     assert runner.block_tokens.abs().max() < model.vocab_size
-    assert runner.state.position.tolist() == [0] * (SLOTS + 1)
+    assert runner.table.position.tolist() == [0] * (SLOTS + 1)
 
 
 @torch.inference_mode()

@@ -1,6 +1,6 @@
 """The adapters that a model has loaded, and what they add to its projections.
 
-Each projection has a place for the weights of ``count`` adapters, so that loading one allocates nothing and changes no
+Each projection has slots for the weights of ``count`` adapters, so that loading one allocates nothing and changes no
 address: the graphs that were captured before stay right. A step carries the id of each token's adapter, in device
 memory, and a token without one has 0.
 """
@@ -88,7 +88,7 @@ class Adapters:
 
     @property
     def bytes(self) -> int:
-        """The memory that the places take."""
+        """The memory that the slots take."""
         return sum(stack.bytes for stack in self.stacks)
 
     def description(self) -> str:
@@ -121,7 +121,7 @@ class Adapters:
     # --- loading ------------------------------------------------------------------------------------
 
     def load(self, adapter: Adapter) -> Iterator[None]:
-        """Read an adapter into its place, which no step under way reads, layer by layer.
+        """Read an adapter into its slot, which no step under way reads, layer by layer.
 
         InvalidRequest says why it cannot be; all but numbers that are not finite is seen before anything is
         written.

@@ -14,25 +14,25 @@ from .....protocol.internal import Adapter
 from .....runtime.log import logger
 
 
-class Places(Protocol):
+class AdapterWeights(Protocol):
     """The interface of the memory that holds adapters' weights."""
 
     count: int
 
     def load(self, adapter: Adapter) -> Iterator[None]:
-        """Read it into its place, piece by piece; InvalidRequest says why it cannot be."""
+        """Read it into its slot, piece by piece; InvalidRequest says why it cannot be."""
         ...
 
 
 class LoadedAdapters:
-    """Records which adapter is in which place; in a file too, for the next incarnation."""
+    """Records which adapter is in which slot; in a file too, for the next incarnation."""
 
-    def __init__(self, places: Places, file: Path | None = None) -> None:
+    def __init__(self, weights: AdapterWeights, file: Path | None = None) -> None:
         """``file`` is that of all incarnations; None: there is but one."""
-        self.places = places
+        self.weights = weights
         self.file = file
         self.loaded: dict[int, Adapter] = {}
-        """By id, from 1 to ``places.count``."""
+        """By id, from 1 to ``weights.count``."""
 
     def start(self, given: Sequence[Adapter]) -> None:
         """Load what the incarnation before had, or at the first start what was ``given``.
@@ -55,13 +55,13 @@ class LoadedAdapters:
         self.save()
 
     def load(self, adapter: Adapter) -> Iterator[None]:
-        """As in ``Places``; at its end the adapter is there, for the next incarnation too."""
-        yield from self.places.load(adapter)
+        """As in ``AdapterWeights``; at its end the adapter is there, for the next incarnation too."""
+        yield from self.weights.load(adapter)
         self.loaded[adapter.id] = adapter
         self.save()
 
     def unload(self, id: int) -> None:
-        """Give up a place that no step under way computes with."""
+        """Give up a slot that no step under way computes with."""
         self.loaded.pop(id, None)
         self.save()
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ...cache.state import StateLayout, StateSlots
+from ...cache.state import StateCache, StateLayout
 from .module import RowStates, StatefulModule
 from .scan import going_on
 
@@ -108,7 +108,7 @@ def outputs_of(
 
     given, named = drawn(one.given), {name: drawn(value) for name, value in one.named.items()}
     rows = torch.zeros(1, dtype=torch.int64, device=device)
-    states = RowStates(StateSlots(layout, 1, device), rows)
+    states = RowStates(StateCache(layout, 1, device), rows)
     outputs, start = [], 0
     for length in lengths:
         tokens = slice(start, start := start + length)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...cache.state import StateKey, StateSlots
+from ...cache.state import StateCache, StateKey
 
 # It warns of each kernel that is not installed; ``StatefulModules.notes`` says it in one sentence.
 logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)
@@ -22,7 +22,7 @@ class RowStates:
     sequence that has begun: a sequence that begins has a state of zeros, which says the same as none.
     """
 
-    def __init__(self, slots: StateSlots, rows: Tensor) -> None:
+    def __init__(self, slots: StateCache, rows: Tensor) -> None:
         """``rows`` int64 [N] of the state slots."""
         self.slots, self.rows = slots, rows
         self.taken: dict[StateKey, Tensor] = {}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...cache.paged import PagedBatch
-from ...cache.state import StateLayout, StateSlots
+from ...cache.state import StateCache, StateLayout
 from . import package_kernels
 from .examine import ModuleTraits, traits_of
 from .module import RowStates, StatefulModule
@@ -27,7 +27,7 @@ class StatefulModules:
     def __init__(self, modules: list[StatefulModule], layout: StateLayout) -> None:
         self.segments: list[tuple[slice, Tensor, bool]] = []
         """The segments of the step under way: tokens, the slots of their rows, and whether each row has one token."""
-        self.slots: StateSlots | None = None
+        self.slots: StateCache | None = None
         """None: no step is under way, and the modules are as transformers has them."""
         self.tokens = 0
         self.layout = layout

@@ -1,4 +1,4 @@
-"""The state of each sequence slot on the device: steps take their tokens from there and write new ones back.
+"""The table of sequence slots on the device: steps take their tokens from there and write new ones back.
 
 The token table ``[sequence slot, position]`` lives here. A step gathers its input tokens from it and scatters what it
 samples into it, in order on the compute stream; that is how step N+1 can be queued before anyone knows the tokens of
@@ -30,8 +30,8 @@ class Decoding(NamedTuple):
     """int32 [R]: the number of tokens in the cache after this step."""
 
 
-class SlotState:
-    """All tensors have the first dimension ``seq_slots + 1``.
+class DeviceSlotTable:
+    """What the device knows of the holder of each slot. All tensors have the first dimension ``seq_slots + 1``.
 
     The last is the null slot of padding rows: finished from the start, so it never moves.
     """
@@ -64,8 +64,8 @@ class SlotState:
             from .kernels import decode  # triton comes with torch where there is a GPU
 
             out = Decoding(*(tensor[: len(slots)] for tensor in self.decoding))
-            state = (self.position, self.finished, self.tokens, self.block_table)
-            decode(slots, *state, block_tokens, block_size, out)
+            fields = (self.position, self.finished, self.tokens, self.block_table)
+            decode(slots, *fields, block_tokens, block_size, out)
             return out
         rows = slots.long()
         positions = self.position[rows]
