@@ -45,7 +45,7 @@ class Suspicion:
         self.requests = [request for request in self.requests if request.number in requests]
 
 
-class Quarantine:
+class RequestQuarantine:
     """The suspects, which of them is on probation, and the requests that are refused from now on."""
 
     def __init__(self) -> None:
@@ -110,7 +110,7 @@ class Quarantine:
             self.on_probation = None
         return suspect if passed and is_open else None
 
-    def next(self, requests: Mapping[int, Request]) -> Request | None:
+    def begin_probation(self, requests: Mapping[int, Request]) -> Request | None:
         """Put the next suspect on probation, and return it; None if there is none, or another of the open ``requests``
         is still in hand, which could be the cause of a death.
         """

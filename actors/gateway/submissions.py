@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from ...protocol.internal import Cancel, Internal
 from .ledger import Answer, Ledger, Request
-from .quarantine import Quarantine, Suspicion
+from .quarantine import RequestQuarantine, Suspicion
 
 
 class Submissions:
@@ -16,7 +16,7 @@ class Submissions:
     def __init__(self, ledger: Ledger, send: Callable[[str, Internal], None]) -> None:
         self.ledger = ledger
         self.send = send
-        self.quarantine = Quarantine()
+        self.quarantine = RequestQuarantine()
         self.faulty: dict[str, Suspicion] = {}
         """Actors that have ended by their own fault and are not back yet, with what they had in hand. Nothing is
         submitted meanwhile, since all of it is submitted to the next incarnation anyway."""
@@ -90,7 +90,7 @@ class Submissions:
         passed = quarantine.take_passed(requests)
         if passed is not None and quarantine.whole_requests:
             self.pause([passed])
-        following = quarantine.next(requests)
+        following = quarantine.begin_probation(requests)
         if following is not None:
             self.submit(following)
         elif not quarantine.active:

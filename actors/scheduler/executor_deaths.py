@@ -69,6 +69,6 @@ class ExecutorDeaths:
         if suspect is None:
             return
         length = int(self.holdings.table.length[suspect.slot]) if suspect.slot >= 0 else 0
-        passed = self.quarantine.passed(length)
+        passed = self.quarantine.take_passed(length)
         if passed is not None and self.quarantine.active and not passed.left:
             self.preempt_for_next_suspect(passed)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .pool import BlockList, BlockPool, Pool
+from .blocks import BlockList, BlockPool
+from .pool import Pool
 from .prefix import publish
-from .quarantine import Quarantine
+from .quarantine import SequenceQuarantine
 from .sequence import Sequence
 from .slot_table import SlotTable
 from .waiting import WaitingQueue
@@ -28,7 +29,7 @@ class Holdings:
         self.step = 0
         """Number of the next step."""
         self.waiting = WaitingQueue()
-        self.quarantine = Quarantine()
+        self.quarantine = SequenceQuarantine()
         self.blocks: BlockPool | None = None
         """None until an executor has sent its capacity."""
         self.reset_slots()
@@ -72,12 +73,12 @@ class Holdings:
 
     def next_in_line(self) -> Sequence | None:
         if self.quarantine.active:
-            return self.quarantine.next(device_is_empty=not any(self.holders))
+            return self.quarantine.next_suspect(device_is_empty=not any(self.holders))
         return self.waiting.first()
 
     def enter(self, sequence: Sequence, blocks: BlockPool, block_list: BlockList, start: int) -> None:
         """Give the next sequence a slot and the blocks in ``block_list``; its tokens before ``start`` are cached."""
-        if self.quarantine.take(sequence):
+        if self.quarantine.begin_probation(sequence):
             self.waiting.enter(sequence)
         else:
             self.waiting.pop()

@@ -18,11 +18,11 @@ import numpy as np
 
 from ...protocol.internal import Capacity, Plan
 from ...protocol.limits import MAX_JOINED_TOKENS
+from .blocks import BlockList, BlockPool
 from .config import SchedulerConfig
 from .executor_deaths import ExecutorDeaths
 from .holdings import Holdings
 from .plan_builder import OutstandingStep, PlanBuilder
-from .pool import BlockList, BlockPool
 from .prefill_budget import PrefillBudget
 from .prefix import share_prefix
 from .sequence import Sequence

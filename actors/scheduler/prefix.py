@@ -10,7 +10,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from .pool import BlockList, BlockPool
+from .blocks import BlockList, BlockPool
 from .sequence import Sequence
 
 

@@ -7,6 +7,8 @@ second: it is quarantined, which means that its request is answered with an erro
 
 A death from outside, such as a SIGKILL, makes no suspects. But an executor reports how the one before it ended; if it
 is gone before it has done so, nobody knows, and all sequences of that batch are suspects.
+
+The gateway has a quarantine of its own, for the requests that end an actor before or behind the scheduler.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ MESSAGE = (
 )
 
 
-class Quarantine:
+class SequenceQuarantine:
     """The suspects, and which of them is on probation."""
 
     def __init__(self) -> None:
@@ -70,18 +72,18 @@ class Quarantine:
                 cleared.append(sequence)
         return cleared, quarantined
 
-    def next(self, device_is_empty: bool) -> Sequence | None:
+    def next_suspect(self, device_is_empty: bool) -> Sequence | None:
         """The next suspect; None while the device computes anything else."""
         return self.suspects[0] if self.suspects and self.on_probation is None and device_is_empty else None
 
-    def take(self, sequence: Sequence) -> bool:
+    def begin_probation(self, sequence: Sequence) -> bool:
         """Put the sequence on probation if it is the next suspect; otherwise returns False."""
         if not self.suspects or self.suspects[0] is not sequence:
             return False
         self.on_probation = self.suspects.popleft()
         return True
 
-    def passed(self, length: int) -> Sequence | None:
+    def take_passed(self, length: int) -> Sequence | None:
         """Clear the suspect on probation, and return it, if it has ended or its ``length`` tokens are past the point of
         the death."""
         suspect = self.on_probation

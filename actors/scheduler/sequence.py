@@ -10,8 +10,8 @@ import numpy as np
 
 from ...protocol.internal import Join
 from ...protocol.sampling import Grammar, SamplingParams
+from .blocks import BlockList
 from .logprobs import LogprobLedger, Logprobs, ledger
-from .pool import BlockList
 
 
 @dataclass(slots=True, eq=False)

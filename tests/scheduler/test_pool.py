@@ -7,7 +7,8 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from slipstream.actors.scheduler.pool import BlockList, BlockPool, Pool
+from slipstream.actors.scheduler.blocks import BlockList, BlockPool
+from slipstream.actors.scheduler.pool import Pool
 from slipstream.actors.scheduler.prefix import extend_hashes, salt_of
 
 BLOCKS = 9

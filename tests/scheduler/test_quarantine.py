@@ -219,11 +219,11 @@ PROBATION_FAULTS = [
         "a-suspect-is-cleared-while-its-last-step-runs",
         f"{EXECUTOR_DEATHS}.end_probation_ahead",
         "self.preempt_for_next_suspect(suspect)",
-        "self.quarantine.passed(suspect.cleared_at); self.preempt_for_next_suspect(suspect)",
+        "self.quarantine.take_passed(suspect.cleared_at); self.preempt_for_next_suspect(suspect)",
     ),
     Fault(
         "the-next-suspect-joins-while-a-step-runs",
-        f"{QUARANTINE}.next",
+        f"{QUARANTINE}.next_suspect",
         "self.on_probation is None and device_is_empty",
         "True",
     ),

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 from lab import Lab
-from race_faults import HOLDINGS, PLAN_BUILDER, PLANNER, POOL, PREFIX, Edits, Fault, plant
+from race_faults import BLOCKS, HOLDINGS, PLAN_BUILDER, PLANNER, POOL, PREFIX, Edits, Fault, plant
 from slipstream.actors.scheduler.scheduler import Scheduler
 from slipstream.protocol.limits import PROMPT_LOGPROBS_PER_STEP
 
@@ -69,9 +69,9 @@ def test_a_run_is_a_function_of_its_seed() -> None:
 FAULTS: dict[str, tuple[str, Edits]] = {
     "reused-at-once": (POOL, (("if last_step <= self.completed", "if True"),)),
     "completed-a-step-early": (POOL, (("self.completed = step", "self.completed = step + 1"),)),
-    "evicted-while-held": (POOL, (("self.unused.pop(block, None)", "pass"),)),
-    "first-holder-gives-back-for-all": (POOL, (("if not references[block]:", "if True:"),)),
-    "a-stale-hash-finds-a-block": (POOL, (("del self.block_of[hash]", "pass"),)),
+    "evicted-while-held": (BLOCKS, (("self.unused.pop(block, None)", "pass"),)),
+    "first-holder-gives-back-for-all": (BLOCKS, (("if not references[block]:", "if True:"),)),
+    "a-stale-hash-finds-a-block": (BLOCKS, (("del self.block_of[hash]", "pass"),)),
     "hash-without-the-prefix": (PREFIX, (("key=parent, digest_size", "digest_size"),)),
     "a-salt-can-spell-a-block": (PREFIX, ((', person=b"cache salt"', ""),)),
     "prompts-report-more-than-a-step-can": (

@@ -45,7 +45,6 @@ def test_any_two_wishes_together_are_answered_as_alone(part: int, more: int) -> 
 BATCH = "slipstream.actors.executor.step.batch"
 GATEWAY = "slipstream.actors.gateway.gateway"
 SUBMISSIONS = "slipstream.actors.gateway.submissions"
-POOL = "slipstream.actors.scheduler.pool"
 
 FAULTS: dict[str, tuple[str, str, Edits]] = {
     "a-join-without-a-chunk-keeps-the-counts-of-the-holder-before": (

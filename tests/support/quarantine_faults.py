@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from recovery_faults import GATEWAY, SUBMISSIONS, Fault
 
-QUARANTINE = "actors.gateway.quarantine:Quarantine"
+QUARANTINE = "actors.gateway.quarantine:RequestQuarantine"
 
 QUARANTINE_FAULTS = [
     Fault(
@@ -37,7 +37,7 @@ QUARANTINE_FAULTS = [
     ),
     Fault(
         "the-next-begins-beside-others",
-        f"{QUARANTINE}.next",
+        f"{QUARANTINE}.begin_probation",
         "or in_hand(requests.values(), whole_requests=self.whole_requests)",
         "",
     ),
@@ -49,7 +49,7 @@ QUARANTINE_FAULTS = [
     ),
     Fault(
         "one-suspect-is-skipped",
-        f"{QUARANTINE}.next",
+        f"{QUARANTINE}.begin_probation",
         "self.on_probation = self.suspects.pop(",
         "self.suspects.pop(",
     ),

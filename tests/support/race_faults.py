@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from dataclasses import dataclass
 from types import ModuleType
+from unittest import mock
 
 from slipstream.actors.executor.executor import Executor
 from slipstream.actors.executor.pipeline import Pipeline
@@ -21,6 +23,7 @@ PIPELINE = "slipstream.actors.executor.pipeline"
 STEP_ACTOR = "slipstream.actors.executor.step_actor"
 GRAPHS = "slipstream.actors.executor.step.graphs"
 POOL = "slipstream.actors.scheduler.pool"
+BLOCKS = "slipstream.actors.scheduler.blocks"
 PLAN_BUILDER = "slipstream.actors.scheduler.plan_builder"
 PREFIX = "slipstream.actors.scheduler.prefix"
 HOLDINGS = "slipstream.actors.scheduler.holdings"
@@ -63,7 +66,8 @@ REAL = Code()
 
 
 CLASSES: dict[str, tuple[str, ...]] = {
-    POOL: ("Pool", "BlockPool"),
+    POOL: ("Pool",),
+    BLOCKS: ("BlockPool",),
     PREFIX: ("share_prefix", "publish", "salt_of"),
     PLAN_BUILDER: ("PlanBuilder",),
     HOLDINGS: ("Holdings",),
@@ -82,6 +86,9 @@ def plant(fault: Fault) -> Code:
         return Code(graphed=module.GraphRunner)
     if fault.module in CLASSES:
         parts: dict[str, object] = {name: vars(module)[name] for name in CLASSES[fault.module]}
+        if fault.module == POOL:
+            with mock.patch.dict(sys.modules, {POOL: module}):
+                parts["BlockPool"] = edited(BLOCKS, ()).BlockPool
         for user, name in ((HOLDINGS, "Holdings"), (PLANNER, "Planner")):
             if name not in parts:
                 module = edited(user, ())
@@ -407,21 +414,21 @@ FAULTS = (
         BLOCK,
         (("self.retire(block, last_use[block])", "self.retire(block, last_use[block] - 1)"),),
         MANY,
-        POOL,
+        BLOCKS,
     ),
     Fault(
         "blocks-released-at-once",
         BLOCK,
         (("self.retire(block, last_use[block])", "self.reuse(block)"),),
         MANY,
-        POOL,
+        BLOCKS,
     ),
     Fault(
         "block-held-and-given-back-forgets-its-last-use",
         BLOCK,
         (("self.retire(block, last_use[block])", "self.retire(block, last_step)"),),
         (4,),
-        POOL,
+        BLOCKS,
         first=19,
     ),
     Fault(
@@ -429,7 +436,7 @@ FAULTS = (
         BLOCK,
         (("if not references[block]:", "if block not in self.retiring:"),),
         ALL,
-        POOL,
+        BLOCKS,
     ),
     Fault(
         "cached-blocks-released-at-once",
@@ -443,8 +450,8 @@ FAULTS = (
         MANY,
         POOL,
     ),
-    Fault("held-block-stays-evictable", BLOCK, (("self.unused.pop(block, None)", "pass"),), ALL, POOL),
-    Fault("held-block-stays-retiring", BLOCK, (("self.retiring.pop(block, None)", "pass"),), MANY, POOL),
+    Fault("held-block-stays-evictable", BLOCK, (("self.unused.pop(block, None)", "pass"),), ALL, BLOCKS),
+    Fault("held-block-stays-retiring", BLOCK, (("self.retiring.pop(block, None)", "pass"),), MANY, BLOCKS),
     Fault(
         "blocks-retired-at-once",
         BLOCK,

@@ -65,7 +65,7 @@ SCHEDULER = "actors.scheduler.scheduler:Scheduler"
 OUTGOING = "actors.scheduler.outgoing:Outgoing"
 EXECUTOR_DEATHS = "actors.scheduler.executor_deaths:ExecutorDeaths"
 HOLDINGS = "actors.scheduler.holdings:Holdings"
-QUARANTINE = "actors.scheduler.quarantine:Quarantine"
+QUARANTINE = "actors.scheduler.quarantine:SequenceQuarantine"
 SEQUENCE = "actors.scheduler.sequence:Sequence"
 EXECUTOR = "actors.executor.executor:Executor"
 DETOKENIZER = "actors.text.detokenizer:Detokenizer"
@@ -343,7 +343,7 @@ FAULTS = [
         fails=detokenizer_is_late,
     ),
     Fault("suspects-are-never-tried", f"{QUARANTINE}.resolve_crash", "self.suspects.appendleft(sequence)"),
-    Fault("a-probation-does-not-end", f"{QUARANTINE}.passed", "self.on_probation = None"),
+    Fault("a-probation-does-not-end", f"{QUARANTINE}.take_passed", "self.on_probation = None"),
     Fault("steps-of-a-dead-executor-are-waited-for", f"{SCHEDULER}.on_peer_up", "self.outstanding.clear()"),
     Fault(
         "a-dead-executors-cache-counts",
