@@ -144,7 +144,7 @@ class ChangeAdapter(Internal):
     """The gateway's number of the question."""
     name: str = ""
     path: str = ""
-    again: bool = False
+    resent: bool = False
     """Whether an earlier scheduler may have made the change."""
 
 

@@ -55,7 +55,7 @@ class Changes:
         """A new scheduler knows nothing of them."""
         for number, (client, change) in self.asked.items():
             if number not in self.waiting:
-                self.asked[number] = client, msgspec.structs.replace(change, again=True)
+                self.asked[number] = client, msgspec.structs.replace(change, resent=True)
         self.waiting = set(self.asked)
 
     def close(self, number: int) -> bytes:

@@ -41,7 +41,7 @@ from .admission import check
 from .changes import CHANGES_AGAIN_S, Changes
 from .delivery import by_request, take_in
 from .ledger import Ledger, Request
-from .measures import Carried, Measures
+from .metrics import CarriedCounters, Metrics
 from .submissions import Submissions
 from .tracing import trace_of
 
@@ -92,11 +92,11 @@ class Gateway(PublicActor):
         self.submissions = Submissions(self.ledger, self.send)
         self.quarantined = 0
         """The number of requests that were quarantined here; the scheduler counts its own."""
-        self.measures = Measures()
+        self.metrics = Metrics()
         self.traces_endpoint = traces_endpoint
         if traces_endpoint is not None:
-            self.ledger.on_end = self.tell
-        self.scheduler_counters = Carried(anew=restarted)
+            self.ledger.on_end = self.send_trace
+        self.scheduler_counters = CarriedCounters(anew=restarted)
         self.handlers |= {
             Tokenized: self.on_tokenized,
             Refused: self.on_refused,
@@ -113,7 +113,7 @@ class Gateway(PublicActor):
 
     def on_connection_lost(self, connection: Connection) -> None:
         requests = self.ledger.of(connection)
-        self.measures.count("aborted", len(requests))
+        self.metrics.count("aborted", len(requests))
         self.submissions.cancel(requests)
         self.submissions.advance_probation()
 
@@ -164,7 +164,7 @@ class Gateway(PublicActor):
         if params.seed is None:
             params = msgspec.structs.replace(params, seed=self.rng.getrandbits(63))
         request = self.ledger.open(connection, message, prompt, size, params)
-        self.measures.on_accepted(request, now)
+        self.metrics.on_accepted(request, now)
         allowed = self.default_deadline_s if params.deadline_s is None else params.deadline_s
         due = now + allowed - message.age_s
         self.ledger.deadlines.add(request.number, due)
@@ -182,8 +182,8 @@ class Gateway(PublicActor):
         retry_after_s: float | None = None,
         param: str | None = None,
     ) -> None:
-        self.measures.count("refused")
-        self.measures.errors[code] += 1
+        self.metrics.count("refused")
+        self.metrics.errors[code] += 1
         self.send_to(
             connection, Error(code=code, message=message, id=id, retry_after_s=retry_after_s, param=param)
         )
@@ -191,7 +191,7 @@ class Gateway(PublicActor):
     def on_abort(self, connection: Connection, abort: Abort, now: float) -> None:
         request = self.ledger.find(connection, abort.id)
         if request is not None:
-            self.measures.count("aborted")
+            self.metrics.count("aborted")
             self.submissions.cancel([request])
             items = request.early + [
                 Delta(id=request.id, index=answer.index, finish_reason="abort")
@@ -201,7 +201,7 @@ class Gateway(PublicActor):
             self.connections.send_deltas(connection, items, now)
             self.submissions.advance_probation()
 
-    def tell(self, request: Request) -> None:
+    def send_trace(self, request: Request) -> None:
         """Report the times of a request to the collector of traces."""
         self.send(HostAddress.TRACES, trace_of(request, self.model, self.now))
 
@@ -222,7 +222,7 @@ class Gateway(PublicActor):
             self.connections.send_deltas(request.connection, request.early, now)
             request.early = []
         if not request.unfinished:
-            self.measures.on_finished(request, now)
+            self.metrics.on_finished(request, now)
             self.ledger.forget(request)
         elif answer is request.started_alone:  # and not another, of an earlier attempt
             self.submissions.start_others(answer, message.prompt)
@@ -240,8 +240,8 @@ class Gateway(PublicActor):
 
     def fail(self, request: Request, code: str, message: str, param: str | None = None) -> None:
         """End the request, and all answers of it that are not finished, with an error."""
-        self.measures.count("failed")
-        self.measures.errors[code] += 1
+        self.metrics.count("failed")
+        self.metrics.errors[code] += 1
         if code in FAULTS:
             self.send(HostAddress.LOG, f"request {request.id} failed ({code}): {message}")
         request.error = code
@@ -259,7 +259,7 @@ class Gateway(PublicActor):
         if message.counters:
             self.scheduler_counters.take(message.counters)
         delivery = take_in(self.ledger, message)
-        self.measures.on_delivery(delivery, message.step, len(message.texts), bool(self.ledger.answers), now)
+        self.metrics.on_delivery(delivery, message.step, len(message.texts), bool(self.ledger.answers), now)
         if delivery.unknown:
             self.send("tokenizer", Cancel(sorted(delivery.unknown)))
             self.ledger.unknown |= delivery.unknown
@@ -367,7 +367,7 @@ class Gateway(PublicActor):
 
     def on_get_stats(self, connection: Connection, message: GetStats, now: float) -> None:
         counters = self.scheduler_counters.totals() | self.host_counters
-        counters |= self.measures.as_counters(len(self.ledger.requests))
+        counters |= self.metrics.as_counters(len(self.ledger.requests))
         counters["num_requests_quarantined"] = (
             counters.get("num_requests_quarantined", 0.0) + self.quarantined
         )

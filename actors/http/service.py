@@ -223,8 +223,8 @@ class Service:
         if request.state.adapter:
             params = msgspec.structs.replace(params, adapter=request.state.adapter)
             names = names | {"adapter": "model"}
-        held = most_unread(params, self.logprobs.most_of_one if whole else 0)
-        stream = self.client_of(request).batches(params=params, max_held=held, **asked)
+        most = most_unread(params, self.logprobs.most_of_one if whole else 0)
+        stream = self.client_of(request).batches(params=params, max_waiting=most, **asked)
         try:
             async with aclosing(stream):
                 async for deltas in stream:

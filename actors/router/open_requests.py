@@ -13,9 +13,9 @@ from .replica import Replica
 
 
 class PassedOn(Stream):
-    """A stream whose deltas go on to the client as they came: the client's own library parts them."""
+    """A stream whose deltas go on to the client as they came: the client's own library parses them."""
 
-    def parted(self, delta: Delta, formats: Formats) -> Delta:
+    def parsed(self, delta: Delta, formats: Formats) -> Delta:
         return delta
 
 

@@ -30,7 +30,7 @@ class AdapterSlot:
     """The changes that wait for it to be loaded, or unloaded."""
     last_step: int = -1
     """For one that is unloaded: the last step that may compute with it."""
-    given_up: bool = False
+    unload_sent: bool = False
     """The executor was told that it is unloaded."""
 
 
@@ -149,7 +149,7 @@ class Adapters:
     def unload(self, message: ChangeAdapter, planned: int) -> None:
         slot = self.by_name.pop(message.name, None)
         leaving = slot or next((p for p in self.leaving.values() if p.adapter.name == message.name), None)
-        if leaving is None and message.again:
+        if leaving is None and message.resent:
             self.answer(message.number)
             return
         if leaving is None:
@@ -165,8 +165,8 @@ class Adapters:
         for id, slot in list(self.leaving.items()):
             if id in used:
                 slot.last_step = planned
-            elif slot.last_step <= completed and not slot.given_up:
-                slot.given_up = True
+            elif slot.last_step <= completed and not slot.unload_sent:
+                slot.unload_sent = True
                 self.send("executor", SetAdapterSlot(Adapter(id, slot.adapter.name, "")))
 
     def answer(self, number: int, code: str = "", error: str = "") -> None:
@@ -185,18 +185,18 @@ class Adapters:
         gone = [self.leaving.pop(id) for id in lost]
         self.by_name = {p.adapter.name: p for id, p in loaded_now.items() if id not in self.leaving}
         for slot in self.leaving.values():
-            slot.given_up = False
+            slot.unload_sent = False
         self.loading = {}
         self.known, self.count = True, capacity.adapter_slots
         self.free = [id for id in range(self.count, 0, -1) if id not in loaded_now]
         for number in (number for slot in gone for number in slot.asked):
             self.answer(number)
         for slot in loading:
-            self.again(slot, crashed=capacity.crashed)
+            self.retry(slot, crashed=capacity.crashed)
         while self.waiting:
             self.change(self.waiting.popleft(), planned)
 
-    def again(self, slot: AdapterSlot, *, crashed: bool) -> None:
+    def retry(self, slot: AdapterSlot, *, crashed: bool) -> None:
         """The executor ended while it read this one: read it anew, unless it may be what ended it."""
         adapter = slot.adapter
         for number in slot.asked:

@@ -20,16 +20,16 @@ class ExecutorDeaths:
 
         ``computing``: a step was under way, and one of its sequences may have caused the death.
         """
-        held = self.holdings
-        if held.blocks is not None:
-            held.counters["prefix_cache_evictions"] += held.blocks.evictions
-        held.blocks = None
+        holdings = self.holdings
+        if holdings.blocks is not None:
+            holdings.counters["prefix_cache_evictions"] += holdings.blocks.evictions
+        holdings.blocks = None
         self.quarantine.await_report()
-        for sequence in held.holders:
+        for sequence in holdings.holders:
             if sequence is not None:
                 self.invalidate_sequence(sequence, computing)
-                held.waiting.left(sequence)
-        held.reset_slots()
+                holdings.waiting.left(sequence)
+        holdings.reset_slots()
 
     def invalidate_sequence(self, sequence: Sequence, computing: bool) -> None:
         if sequence.finished:

@@ -74,8 +74,8 @@ class Planner:
 
     def plan(self) -> tuple[Plan, OutstandingStep] | None:
         """The plan of the next step; None if there is nothing to run."""
-        held = self.holdings
-        table, step, blocks = held.table, held.step, held.blocks
+        holdings = self.holdings
+        table, step, blocks = holdings.table, holdings.step, holdings.blocks
         assert blocks is not None
         builder = PlanBuilder(self.max_batched_tokens, sizes=self.sizes)
         if not self.reserve_blocks(blocks, builder):
@@ -83,23 +83,25 @@ class Planner:
         rows = table.decoding.nonzero()[0]
         decoding = builder.tokens = len(rows)
         builder.budget -= decoding
-        if decoding and (held.prefilling or held.waiting) and not self.answers_stand_still(blocks):
+        if decoding and (holdings.prefilling or holdings.waiting) and not self.answers_stand_still(blocks):
             builder.budget = self.prefill_budget.limit(builder.budget, self.prompts(blocks), decoding)
         table.computed[rows] += 1
         table.planned[rows] += 1
-        for sequence in held.prefilling:
+        for sequence in holdings.prefilling:
             self.chunk(sequence, builder)
-        blocked = self.admit_waiting(blocks, builder) if held.waiting or held.quarantine.active else None
+        blocked = (
+            self.admit_waiting(blocks, builder) if holdings.waiting or holdings.quarantine.active else None
+        )
         if not len(rows) and not builder.chunks:
             return None
         if builder.chunks:
             rows = self.start_decoding(rows)
-        plan = builder.plan(step, held.leaves)
-        held.leaves = []
-        held.step = step + 1
+        plan = builder.plan(step, holdings.leaves)
+        holdings.leaves = []
+        holdings.step = step + 1
         # An end by length is known now: the sequence leaves with the next plan, no step is wasted on it.
         for slot in rows[table.planned[rows] >= table.target[rows]].tolist():
-            held.leave(held.holder(slot))
+            holdings.leave(holdings.holder(slot))
         self.deaths.end_probation_ahead()
         if blocked is not None:
             self.preempt_for_fairness(blocked, blocks)
@@ -111,12 +113,12 @@ class Planner:
     def prompts(self, blocks: BlockPool) -> int:
         """The number of prompts that are under way, and of waiting ones for which there are free slots, and free blocks
         if each were as long as the first."""
-        held = self.holdings
-        first = held.waiting.first()
+        holdings = self.holdings
+        first = holdings.waiting.first()
         if first is None:
-            return len(held.prefilling)
+            return len(holdings.prefilling)
         fitting = blocks.available * blocks.block_size // max(1, len(first.tokens))
-        return len(held.prefilling) + min(len(held.waiting), held.slots.available, fitting)
+        return len(holdings.prefilling) + min(len(holdings.waiting), holdings.slots.available, fitting)
 
     def answers_stand_still(self, blocks: BlockPool) -> bool:
         """Whether a sequence that has begun its answer is being computed again, or is next and has room.
@@ -124,11 +126,11 @@ class Planner:
         Such a sequence was preempted, or lost with an executor. Its stream has the longest gap of all, and full steps
         end that gap soonest.
         """
-        held = self.holdings
-        if any(sequence.has_begun for sequence in held.prefilling):
+        holdings = self.holdings
+        if any(sequence.has_begun for sequence in holdings.prefilling):
             return True
-        first = held.waiting.first()
-        if first is None or not first.has_begun or not held.slots.available:
+        first = holdings.waiting.first()
+        if first is None or not first.has_begun or not holdings.slots.available:
             return False
         return blocks.available * blocks.block_size >= len(first.tokens)
 
@@ -138,19 +140,19 @@ class Planner:
 
         Returns False if the blocks that these gave up are still used by an outstanding step: the plan has to wait.
         """
-        held, table = self.holdings, self.holdings.table
+        holdings, table = self.holdings, self.holdings.table
         while True:
             short = (table.decoding & (table.computed >= table.room)).nonzero()[0]
             if len(short) <= blocks.available + len(blocks.retiring):
                 break
             last = self.last_in_order()
             last.resumes = True
-            held.preempt(last)
+            holdings.preempt(last)
         if len(short) > blocks.available:
             return False
         if len(short):
             for slot in short.tolist():
-                builder.blocks += (slot, *blocks.grow(held.holder(slot).block_list, 1))
+                builder.blocks += (slot, *blocks.grow(holdings.holder(slot).block_list, 1))
             table.room[short] += blocks.block_size
         return True
 
@@ -171,11 +173,13 @@ class Planner:
     def start_decoding(self, rows: np.ndarray) -> np.ndarray:
         """Sequences whose prompt ends with this step sample in it, and decode from the next step on. Returns the slots
         of all rows that sample."""
-        held, table = self.holdings, self.holdings.table
-        ended = [s for s in held.prefilling if table.computed[s.slot] == table.length[s.slot]]
+        holdings, table = self.holdings, self.holdings.table
+        ended = [s for s in holdings.prefilling if table.computed[s.slot] == table.length[s.slot]]
         if not ended:
             return rows
-        held.prefilling = [s for s in held.prefilling if table.computed[s.slot] < table.length[s.slot]]
+        holdings.prefilling = [
+            s for s in holdings.prefilling if table.computed[s.slot] < table.length[s.slot]
+        ]
         slots = [sequence.slot for sequence in ended]
         table.planned[slots] += 1
         table.decoding[slots] = True
@@ -185,16 +189,16 @@ class Planner:
 
     def admit_waiting(self, blocks: BlockPool, builder: PlanBuilder) -> Sequence | None:
         """Admit waiting sequences while slots and blocks last; returns the one for which they did not suffice."""
-        held = self.holdings
-        if held.step % CHARGE_STEPS == 0:
-            held.charge_all()
+        holdings = self.holdings
+        if holdings.step % CHARGE_STEPS == 0:
+            holdings.charge_all()
         joined = 0
         while joined < MAX_JOINED_TOKENS:
-            sequence = held.next_in_line()
-            if sequence is None or (held.slots.available and builder.budget <= 0):
+            sequence = holdings.next_in_line()
+            if sequence is None or (holdings.slots.available and builder.budget <= 0):
                 return None
-            if not held.slots.available or not self.admit(sequence, blocks, builder):
-                return None if held.quarantine.active else sequence
+            if not holdings.slots.available or not self.admit(sequence, blocks, builder):
+                return None if holdings.quarantine.active else sequence
             joined += len(sequence.tokens)
         return None
 
@@ -237,21 +241,21 @@ class Planner:
     def preempt_for_fairness(self, sequence: Sequence, blocks: BlockPool) -> None:
         """If the client of this sequence has nothing running, preempt a sequence of the client that holds most
         slots."""
-        held = self.holdings
-        waited = held.step - sequence.waits_since
-        if not waited or waited % STEPS_BEFORE_PREEMPTION or held.waiting.client_of(sequence).running:
+        holdings = self.holdings
+        waited = holdings.step - sequence.waits_since
+        if not waited or waited % STEPS_BEFORE_PREEMPTION or holdings.waiting.client_of(sequence).running:
             return
-        if held.slots.retiring or blocks.retiring:
+        if holdings.slots.retiring or blocks.retiring:
             return  # slots or blocks become free without it
         running = [
-            s for s in held.holders if s and not s.left and s.params.priority <= sequence.params.priority
+            s for s in holdings.holders if s and not s.left and s.params.priority <= sequence.params.priority
         ]
         connection, most = max(
             Counter(s.connection for s in running).items(), key=lambda item: item[1], default=(0, 0)
         )
         if most > 1:
             self.counters["num_preemptions_for_fairness"] += 1
-            held.preempt(max((s for s in running if s.connection == connection), key=Sequence.order))
+            holdings.preempt(max((s for s in running if s.connection == connection), key=Sequence.order))
 
     def last_in_order(self) -> Sequence:
         """The running sequence that is last by priority and age: it has the least to lose."""

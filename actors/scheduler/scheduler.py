@@ -36,7 +36,7 @@ from .config import SchedulerConfig
 from .executor_deaths import ExecutorDeaths
 from .holdings import Holdings
 from .logprobs import Logprobs
-from .measures import Measures
+from .metrics import Metrics
 from .outgoing import NO_REQUESTS, NO_TOKENS, Outgoing
 from .plan_builder import OutstandingStep
 from .plan_timing import PlanTiming
@@ -72,8 +72,8 @@ class Scheduler(Actor):
         }
         self.sequences: dict[int, Sequence] = {}
         """The sequences that have not ended, by the number of their request."""
-        self.measures = Measures()
-        self.counters = self.measures.counters
+        self.metrics = Metrics()
+        self.counters = self.metrics.counters
         self.holdings = Holdings(config.max_num_seqs, config.max_model_len, self.counters)
         self.deaths = ExecutorDeaths(self.holdings)
         self.planner = Planner(config, self.holdings, self.deaths, self.counters)
@@ -293,7 +293,7 @@ class Scheduler(Actor):
         logprobs = None
         if message.logprobs:
             logprobs = Logprobs.read(message.logprob_tokens, message.logprobs, len(rows)).take(alive)
-        busy_ns, waited_s = self.measures.on_step(message)
+        busy_ns, waited_s = self.metrics.on_step(message)
         self.planner.prefill_budget.learn(prefill, busy_ns)
         self.timing.learn(expected_s, busy_ns * 1e-9, waited_s)
         scheduled = len(rows)
@@ -302,7 +302,7 @@ class Scheduler(Actor):
             rows, tokens = rows[alive], tokens[alive]
         if np.count_nonzero(tokens < 0):
             raise RuntimeError(f"step {step} has no token for a sequence that has not ended")
-        self.measures.on_rows(scheduled, len(rows), prefill)
+        self.metrics.on_rows(scheduled, len(rows), prefill)
         length = table.length[rows]
         table.tokens[rows, length] = tokens
         table.length[rows] = length + 1
@@ -314,7 +314,7 @@ class Scheduler(Actor):
         self.holdings.complete(step)
         self.plan_ahead(now)
         self.settle_adapters()
-        self.measures.free_since_ns = message.ended_ns if self.outstanding else None
+        self.metrics.free_since_ns = message.ended_ns if self.outstanding else None
         self.flush(step, requests, tokens, now, logprobs)
 
     def end_rows(self, rows: np.ndarray, tokens: np.ndarray, over: np.ndarray) -> None:
@@ -376,8 +376,8 @@ class Scheduler(Actor):
     ) -> None:
         """Send everything that is new to the detokenizer, in one message."""
         counters: dict[str, float] | None = None
-        if self.measures.due(now) or not self.outstanding:
-            counters = self.measures.take(now) | self.gauges()
+        if self.metrics.due(now) or not self.outstanding:
+            counters = self.metrics.take(now) | self.gauges()
         message = self.outgoing.take(step, requests, tokens, counters, logprobs)
         if message is not None:
             self.send("detokenizer", message)
@@ -404,7 +404,7 @@ class Scheduler(Actor):
         if peer.name == "executor":
             computing = bool(self.outstanding)
             self.outstanding.clear()
-            self.measures.free_since_ns = None
+            self.metrics.free_since_ns = None
             self.deaths.invalidate_device_state(computing)
         if peer.name == "gateway":
             for sequence in list(self.sequences.values()):

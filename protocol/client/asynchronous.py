@@ -2,7 +2,7 @@
 
 The socket is a plain one whose file descriptor the event loop watches, as it does that of the monitor that
 reports when the connection breaks. ZeroMQ signals that descriptor
-only on the edge, so each turn drains the socket and looks at it again after each send. One client
+only on the edge, so each turn empties the socket and looks at it again after each send. One client
 belongs to one event loop; any number of its streams run at once in it. Another loop, another thread or a forked
 child that uses it gets a ``RuntimeError``.
 """
@@ -43,7 +43,7 @@ from .pending import Pending, Stream
 from .session import NO_RESET, Message, Reply, Session
 from .timeline import Timeline
 
-TURN = 256
+FRAMES_AT_ONCE = 256
 """Most frames taken from the socket before other callbacks of the loop have their turn."""
 
 
@@ -59,7 +59,7 @@ class AsyncClient:
     def __init__(self, endpoint: str, *, timeout_s: float = 10.0, curve: Curve = None) -> None:
         self.endpoint = check_endpoint(endpoint, insecure=True)
         self._session = Session(self.endpoint, timeout_s=timeout_s)
-        self._transport = LoopTransport(self.endpoint, client_key(curve, self.endpoint), self._drain)
+        self._transport = LoopTransport(self.endpoint, client_key(curve, self.endpoint), self._receive)
         self._release = weakref.finalize(self, self._transport.close)  # for a client that nobody closes
         self._timer: asyncio.TimerHandle | None = None
 
@@ -321,15 +321,15 @@ class AsyncClient:
         """A send may have used up the edge that signalled a frame."""
         loop, socket = self._transport.loop, self._transport.socket
         if loop is not None and socket is not None and int(socket.get(zmq.EVENTS)) & zmq.POLLIN:
-            loop.call_soon(self._drain)
+            loop.call_soon(self._receive)
 
-    def _drain(self) -> None:
+    def _receive(self) -> None:
         """Take in what has arrived, and wake those who wait for it."""
         loop, socket, session = self._transport.loop, self._transport.socket, self._session
         if loop is None or socket is None:
             return  # closed between the signal and this call
         now = loop.time()
-        for _ in range(TURN):
+        for _ in range(FRAMES_AT_ONCE):
             try:
                 frame = socket.recv(zmq.DONTWAIT)
             except zmq.Again:
@@ -340,7 +340,7 @@ class AsyncClient:
             if self._transport.socket is not socket:
                 return
         else:
-            loop.call_soon(self._drain)
+            loop.call_soon(self._receive)
             return
         if self._transport.is_broken():
             self._wake(session.interrupted(now))
@@ -360,7 +360,7 @@ class AsyncClient:
 
     def _on_timer(self) -> None:
         self._timer = None
-        self._drain()  # what has arrived meanwhile counts as heard
+        self._receive()  # what has arrived meanwhile counts as heard
         if self._transport.loop is not None:
             self._wake(self._session.tick(self._transport.loop.time()))
         self._send()

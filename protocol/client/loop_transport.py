@@ -14,9 +14,9 @@ from .transport import Transport
 class LoopTransport(Transport):
     """A transport whose socket the client's event loop watches."""
 
-    def __init__(self, endpoint: str, key: ClientKey | None, drain: Callable[[], None]) -> None:
+    def __init__(self, endpoint: str, key: ClientKey | None, receive: Callable[[], None]) -> None:
         super().__init__(endpoint, key)
-        self.drain = weakref.WeakMethod(drain)
+        self.receive = weakref.WeakMethod(receive)
         self.loop: asyncio.AbstractEventLoop | None = None
         self.thread = 0
         """The thread in which the loop runs."""
@@ -38,9 +38,9 @@ class LoopTransport(Transport):
 
     def arrived(self) -> None:
         """The loop knows the transport and not the client, which can go while the loop lives."""
-        drain = self.drain()
-        if drain is not None:
-            drain()
+        receive = self.receive()
+        if receive is not None:
+            receive()
 
     def disconnect(self) -> None:
         for watched in (self.socket, self.monitor):

@@ -39,7 +39,7 @@ class Stream(Pending):
         "asked_at",
         "deltas",
         "last",
-        "max_held",
+        "max_waiting",
         "new_ids",
         "offered",
         "plain",
@@ -54,12 +54,12 @@ class Stream(Pending):
         self,
         request: Generate,
         asked_at: float,
-        max_held: int | None = None,
+        max_waiting: int | None = None,
         offered: Offer = NO_OFFER,
         new_ids: Callable[[], CallIds] = CallIds,
     ) -> None:
         super().__init__()
-        self.max_held = max_held
+        self.max_waiting = max_waiting
         """Most deltas that may wait for the consumer; None: any number."""
         self.request = request
         self.asked_at = asked_at
@@ -78,12 +78,12 @@ class Stream(Pending):
         """What the answer may call, or has to."""
         self.new_ids = new_ids
         self.plain: bool | None = None
-        """There is nothing to part; None: that is not known yet."""
+        """There is nothing to parse; None: that is not known yet."""
         self.readers: dict[int, AnswerReader] = {}
-        """What parts the answers of a conversation, by their index."""
+        """What parses the answers of a conversation, by their index."""
 
-    def parted(self, delta: Delta, formats: Formats) -> Delta:
-        """A delta of a conversation, parted into thoughts, calls and the answer."""
+    def parsed(self, delta: Delta, formats: Formats) -> Delta:
+        """A delta of a conversation, parsed into thoughts, calls and the answer."""
         if self.plain is None:
             self.plain = formats == NO_FORMATS and not self.offered.functions
         # Once for each token of a service's chats: what most deltas do not have is looked at and not copied.
@@ -110,8 +110,8 @@ class Stream(Pending):
 
         params = self.request.params
         kind = None if params.grammar is None else params.grammar.kind
-        held = formats.strict and bool(self.request.calls) and kind in (None, *MATCHED_AS_A_WHOLE)
-        offered = msgspec.structs.replace(self.offered, held=held) if held else self.offered
+        enforced = formats.strict and bool(self.request.calls) and kind in (None, *MATCHED_AS_A_WHOLE)
+        offered = msgspec.structs.replace(self.offered, enforced=enforced) if enforced else self.offered
         special = not params.skip_special_tokens
         reader = AnswerReader(formats, offered, self.new_ids(), special=special)
         self.readers[index] = reader

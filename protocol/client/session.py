@@ -137,7 +137,7 @@ class Session:
         new_ids: Callable[[], CallIds] = CallIds,
         chat_template_kwargs: dict[str, Any] | None = None,
         add_special_tokens: bool = True,
-        max_held: int | None = None,
+        max_waiting: int | None = None,
         traceparent: str = "",
     ) -> Stream:
         """Open a request; ``InvalidRequest`` if it cannot even be sent.
@@ -145,7 +145,7 @@ class Session:
         ``offered`` is made of the tools and the choice among them; it is given where it is known already and
         ``params`` have its schema. ``new_ids`` makes the ids of calls.
 
-        The request ends with ``Overloaded`` if its consumer leaves more than ``max_held`` deltas waiting.
+        The request ends with ``Overloaded`` if its consumer leaves more than ``max_waiting`` deltas waiting.
         """
         self.check_open()
         check_asked(prompt, messages)
@@ -168,7 +168,7 @@ class Session:
         )
         frame = encode_request(request)
         self.ensure_connection(now)
-        stream = self.streams[request.id] = Stream(request, now, max_held, offered, new_ids)
+        stream = self.streams[request.id] = Stream(request, now, max_waiting, offered, new_ids)
         if self.state == "ready":
             self.outbox.append(frame)
         return stream
@@ -291,13 +291,13 @@ class Session:
                     continue
             if delta.prompt_token_ids is not None and stream.request.messages is not None:
                 stream.prompt_ids = delta.prompt_token_ids
-            stream.deltas.append(stream.parted(delta, formats) if stream.request.marks else delta)
+            stream.deltas.append(stream.parsed(delta, formats) if stream.request.marks else delta)
             if ends:
                 stream.unfinished.remove(delta.index)
                 if not stream.unfinished:
                     del self.streams[delta.id]
             touched.append(stream)
-            if stream.max_held is not None and len(stream.deltas) > stream.max_held:
+            if stream.max_waiting is not None and len(stream.deltas) > stream.max_waiting:
                 self.cut_off(stream)
         return touched
 
@@ -305,7 +305,7 @@ class Session:
         """End a request whose consumer reads too slowly."""
         stream.deltas.clear()
         stream.error = Overloaded(
-            f"the answer was not read: more than {stream.max_held} parts of it were waiting, the most that are"
+            f"the answer was not read: more than {stream.max_waiting} parts of it were waiting, the most that are"
             " kept; read faster, or ask for less at once"
         )
         self.leave(stream)

@@ -25,11 +25,11 @@ class Text(Reader):
         self.unwrapped = Unwrapped(marks) if marks else None
 
     def feed(self, text: str) -> None:
-        self.say(text if self.unwrapped is None else self.unwrapped.feed(text))
+        self.emit_text(text if self.unwrapped is None else self.unwrapped.feed(text))
 
     def end(self, *, at_limit: bool) -> None:
         if self.unwrapped is not None:
-            self.say(self.unwrapped.end())
+            self.emit_text(self.unwrapped.end())
 
 
 def calls_reader(formats: Formats, offered: Offer, ids: CallIds, *, special: bool = False) -> Reader:
@@ -46,7 +46,7 @@ def calls_reader(formats: Formats, offered: Offer, ids: CallIds, *, special: boo
     if name in LISTS:
         return MarkedLists(LISTS[name], offered, ids)
     if name not in HELD:  # calls in these are read when they are complete, and then looked at
-        offered = msgspec.structs.replace(offered, held=False)
+        offered = msgspec.structs.replace(offered, enforced=False)
     if name in PYTHONIC:
         return PythonCalls(offered, ids)
     return CallReader(offered, ids)
@@ -67,7 +67,7 @@ class AnswerReader:
 
     @property
     def plain(self) -> bool:
-        """Every answer is told as it is: there is nothing to part."""
+        """Every answer is told as it is: there is nothing to parse."""
         return isinstance(self.reader, Text) and self.reader.unwrapped is None
 
     def read(

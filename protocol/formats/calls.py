@@ -52,10 +52,10 @@ class Call(msgspec.Struct, kw_only=True):
 
 class CallReader(Reader):
     """Parts the text of one answer, as it comes, into calls and the rest. A call that the end of the answer cuts off is
-    handed over as far as it came. Nothing is lost, but for calls after the first where one alone is asked for, and for
+    emitted as far as it came. Nothing is lost, but for calls after the first where one alone is asked for, and for
     a call in another form than JSON that is cut.
 
-    The arguments of a call in JSON behind a mark are handed over as they come; other calls when they are complete.
+    The arguments of a call in JSON behind a mark are emitted as they come; other calls when they are complete.
     """
 
     def __init__(self, offered: Offer, ids: CallIds) -> None:
@@ -64,7 +64,7 @@ class CallReader(Reader):
         """Text that may be, or may become, part of a call."""
         self.where = "start"
         """``start``: only space has come; ``whole``: all of it may be calls; ``text``; ``call``: inside of one;
-        ``arguments`` of one that is handed over, the ``rest`` of that, and ``behind`` it."""
+        ``arguments`` of one that is emitted, the ``rest`` of that, and ``behind`` it."""
         self.opening = ""
         """The mark that began the call."""
         self.end_of_call = EndOfCall()
@@ -123,7 +123,7 @@ class CallReader(Reader):
             if found is None:
                 return False  # what follows decides
         else:
-            self.say(before)
+            self.emit_text(before)
             self.after_call = False
         self.buffer = rest
         if found is not None:
@@ -132,7 +132,7 @@ class CallReader(Reader):
         return found is not None
 
     def look_for_arguments(self) -> bool:
-        """Whether the arguments of a call begin that can be handed over before it is complete."""
+        """Whether the arguments of a call begin that can be emitted before it is complete."""
         found = head_of(self.buffer) if self.opening == OPEN else None
         if found is None or found[0] not in self.offered.functions:
             return False
@@ -153,8 +153,8 @@ class CallReader(Reader):
         """Hand over the call that ends there, and go on behind it."""
         made = self.read(self.buffer[: end.start])
         if not made:
-            self.say(self.opening + self.buffer[: end.stop])
-        self.hand_over_all(made)
+            self.emit_text(self.opening + self.buffer[: end.stop])
+        self.emit_calls(made)
         self.after_call = bool(made)
         self.buffer, self.where = self.buffer[end.stop :], "text"
 
@@ -172,22 +172,22 @@ class CallReader(Reader):
         buffer, self.buffer = self.buffer, ""
         if self.where in ("start", "whole"):
             calls = read_whole(buffer, self.offered, at_limit=at_limit)
-            self.hand_over_all(calls)
+            self.emit_calls(calls)
             if at_limit and not calls and self.where == "whole" and self.begin_cut(buffer):
                 return
             if not calls:
-                self.say(buffer)
+                self.emit_text(buffer)
         elif self.where == "call":
             calls = self.read(buffer.rstrip().removesuffix(CLOSE))
-            self.hand_over_all(calls)
+            self.emit_calls(calls)
             if not calls and not at_limit:
-                self.say(self.opening + buffer)
+                self.emit_text(self.opening + buffer)
         elif self.where == "arguments" and at_limit:
             self.cut_call("".join(self.written))
         elif self.where in ("arguments", "rest", "behind"):
             self.end_call("".join(self.written) + buffer)
         elif self.where == "text" and not (self.after_call and not buffer.strip()):
-            self.say(buffer)
+            self.emit_text(buffer)
 
     def begin_cut(self, text: str) -> bool:
         """Whether an answer that is nothing else begins a call, and is cut in its arguments."""
@@ -202,9 +202,9 @@ class CallReader(Reader):
         self.cut_call(text)
         return True
 
-    def hand_over_all(self, calls: list[Call]) -> None:
+    def emit_calls(self, calls: list[Call]) -> None:
         for call in calls:
-            self.hand_over(call.name)
+            self.emit_call(call.name)
             self.kept = None
             self.add_arguments(call.arguments)
 

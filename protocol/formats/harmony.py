@@ -100,7 +100,7 @@ class Harmony(Reader):
         else:
             self.kind = "thoughts" if channel is not None and channel[1] == "analysis" else "text"
             if self.kind == "thoughts":
-                self.think("\n" if self.thought else "")
+                self.emit_reasoning("\n" if self.thought else "")
                 self.thought = True
 
     def pass_on(self, text: str) -> None:
@@ -111,9 +111,9 @@ class Harmony(Reader):
         if not text:
             return
         if self.kind == "thoughts":
-            self.think(text)
+            self.emit_reasoning(text)
         elif self.answer is None:
-            self.say(text)
+            self.emit_text(text)
         else:
             self.answer.parsed = self.parsed
             self.answer.feed(text)

@@ -101,7 +101,7 @@ class CallList:
                 call = None
             if call is None:
                 if not self.reader.offered.required:
-                    self.reader.say(written)
+                    self.reader.emit_text(written)
                 return
             self.reader.begin_call(call.name)
             self.reader.add_arguments(call.arguments)
@@ -119,7 +119,7 @@ class CallList:
         elif self.begun:
             self.reader.end_call(written)
         else:
-            self.reader.say(written)
+            self.reader.emit_text(written)
 
 
 class RequiredCalls(Reader):
@@ -169,7 +169,7 @@ class MarkedLists(Reader):
                     self.list = None
                 continue
             before, found, rest = cut_at(rest, self.marks.opening)
-            self.say(before)
+            self.emit_text(before)
             if found is None:
                 self.buffer = rest
                 return
@@ -179,5 +179,5 @@ class MarkedLists(Reader):
         if self.list is not None:
             self.list.end(at_limit=at_limit)
         else:
-            self.say(self.buffer)
+            self.emit_text(self.buffer)
         self.buffer = ""

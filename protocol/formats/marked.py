@@ -76,7 +76,7 @@ class MarkedCalls(Reader):
             if found is None:
                 return False  # what follows decides whether this space is part of the text
             before = ""
-        self.say(before)
+        self.emit_text(before)
         self.after_call = self.after_call and not before
         self.buffer = rest
         if found == self.marks.opening:
@@ -165,7 +165,7 @@ class MarkedCalls(Reader):
 
     def end_without_arguments(self, as_written: str) -> None:
         if self.function is None:
-            self.say(as_written)
+            self.emit_text(as_written)
             self.where, self.written = "text", []
             return
         self.begin_call(self.function)
@@ -179,14 +179,14 @@ class MarkedCalls(Reader):
     def read_none(self) -> bool:
         """Treat as text what has the marks of a call and is none."""
         before, found, rest = cut_at(self.buffer, (self.marks.closing or self.marks.opening,))
-        self.say("".join(self.written) + before)
+        self.emit_text("".join(self.written) + before)
         self.written, self.buffer = [], rest
         if found is None:
             return False
         if found == self.marks.opening:
             self.buffer = found + rest
         else:
-            self.say(found)
+            self.emit_text(found)
         self.where = "text"
         return True
 
@@ -203,6 +203,6 @@ class MarkedCalls(Reader):
             self.end_call("".join(self.written) + buffer)
         elif self.where in ("name", "before"):
             if self.where == "name" and not at_limit:
-                self.say("".join(self.written) + buffer)
+                self.emit_text("".join(self.written) + buffer)
         elif not (self.after_call and not buffer.strip()):
-            self.say("".join(self.written) + buffer)
+            self.emit_text("".join(self.written) + buffer)

@@ -68,7 +68,7 @@ class PythonCalls(Reader):
             return False  # what follows decides whether this space is part of the text
         space = before if self.after_call and not before.strip() else ""
         if not space:
-            self.say(before)
+            self.emit_text(before)
             self.after_call = self.after_call and not before
         self.buffer = rest
         if found in OPENING:
@@ -103,10 +103,10 @@ class PythonCalls(Reader):
         sources = [""] * len(calls) if all(fitting) else sources_of(text, [call.node for call in calls])
         for call, fits, source in zip(calls, fitting, sources, strict=True):
             if fits:
-                self.hand_over(call.name)
+                self.emit_call(call.name)
                 self.add_arguments(call.arguments)
             else:
-                self.say(source)
+                self.emit_text(source)
         self.where, self.opening, self.after_call = "text", "", True
 
     def fits(self, call: Call) -> bool:
@@ -114,7 +114,7 @@ class PythonCalls(Reader):
 
     def say_list(self, as_written: str) -> None:
         """What looked like a list of calls is none."""
-        self.say(self.opening + as_written)
+        self.emit_text(self.opening + as_written)
         self.where, self.opening, self.after_call = "text", "", False
 
     def end(self, *, at_limit: bool) -> None:
@@ -128,7 +128,7 @@ class PythonCalls(Reader):
             else:
                 self.take_list(buffer, buffer)
         elif not (self.calls and self.after_call and not buffer.strip()):
-            self.say(buffer)
+            self.emit_text(buffer)
 
     def begins_call(self, text: str) -> bool:
         """Whether a list begins with a call of a function that is offered, however much of it has come."""

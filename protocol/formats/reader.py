@@ -33,7 +33,7 @@ def is_complete(arguments: str) -> bool:
 
 
 class ChatDelta(Delta, kw_only=True, omit_defaults=True, gc=False):
-    """What is new in an answer of a conversation, parted: ``text`` is the answer without thoughts and calls."""
+    """What is new in an answer of a conversation, parsed: ``text`` is the answer without thoughts and calls."""
 
     reasoning: str = ""
     """Thoughts before the answer."""
@@ -60,11 +60,11 @@ class Reader:
         """How many were begun so far."""
         self.name = ""
         self.kept: list[str] | None = None
-        """The arguments so far of a call that is checked before it is handed over."""
+        """The arguments so far of a call that is checked before it is emitted."""
         self.words = JsonWords()
-        """Of the arguments of the call that was handed over last."""
+        """Of the arguments of the call that was emitted last."""
         self.dropped = False
-        """The call that is being read is not handed over: one alone is asked for, and this is another."""
+        """The call that is being read is not emitted: one alone is asked for, and this is another."""
 
     def take(self) -> Parsed:
         """Return what was parsed since the last call."""
@@ -79,20 +79,20 @@ class Reader:
         """No more comes; ``at_limit``: there would have been more."""
         raise NotImplementedError
 
-    def say(self, text: str) -> None:
+    def emit_text(self, text: str) -> None:
         self.parsed.text += text
 
-    def think(self, text: str) -> None:
+    def emit_reasoning(self, text: str) -> None:
         self.parsed.reasoning += text
 
     # --- calls --------------------------------------------------------------------------------
 
     def begin_call(self, name: str) -> None:
-        """Arguments follow as they come; those of a ``strict`` function are handed over when they are complete."""
+        """Arguments follow as they come; those of a ``strict`` function are emitted when they are complete."""
         self.kept = [] if self.offered.checks(name) else None
         self.name = name
         if self.kept is None:
-            self.hand_over(name)
+            self.emit_call(name)
 
     def add_arguments(self, text: str) -> None:
         """To the call that was begun last."""
@@ -113,24 +113,24 @@ class Reader:
         arguments, self.kept = "".join(self.kept), None
         fits = self.offered.fits(self.name, arguments)
         if fits:
-            self.hand_over(self.name)
+            self.emit_call(self.name)
             self.add_arguments(arguments)
         else:
-            self.say(as_written)
+            self.emit_text(as_written)
         return fits
 
     def cut_call(self, as_written: str) -> None:
-        """The answer was cut inside of the call that was begun last: what came of its arguments is handed over. All of
+        """The answer was cut inside of the call that was begun last: what came of its arguments is emitted. All of
         them are looked at as ever."""
         arguments = "".join(self.kept or ())
         if is_complete(arguments):
             self.end_call(as_written)
         elif arguments:
             self.kept = None
-            self.hand_over(self.name)
+            self.emit_call(self.name)
             self.add_arguments(arguments)
 
-    def hand_over(self, name: str) -> None:
+    def emit_call(self, name: str) -> None:
         self.words = JsonWords()
         self.dropped = self.offered.single and self.calls > 0
         if not self.dropped:

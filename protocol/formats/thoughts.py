@@ -74,7 +74,7 @@ class Thoughts(Reader):
             self.thinking = bool(buffer)
         before, found, rest = cut_at(buffer, self.marks.closing)
         thought = before.rstrip()
-        self.think(thought)
+        self.emit_reasoning(thought)
         if found is not None:
             self.where, self.buffer = "behind", rest
         else:
@@ -84,7 +84,7 @@ class Thoughts(Reader):
         self.answer.parsed = self.parsed
         buffer, self.buffer = self.buffer, ""
         if self.where == "thoughts":
-            self.think(buffer.rstrip())
+            self.emit_reasoning(buffer.rstrip())
             return
         if self.where == "behind":
             buffer = ""

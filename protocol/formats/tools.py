@@ -83,8 +83,8 @@ class Offer(msgspec.Struct, kw_only=True):
     """Only the first call of an answer is one."""
     strict: dict[str, Schema] = {}
     """By function: what the arguments have to match where no schema forces them."""
-    held: bool = False
-    """A grammar holds calls between the format's marks to that, so that arguments can be handed over as they come."""
+    enforced: bool = False
+    """A grammar holds calls between the format's marks to that, so that arguments can be emitted as they come."""
 
     @property
     def required(self) -> bool:
@@ -104,8 +104,8 @@ class Offer(msgspec.Struct, kw_only=True):
         return found if len(json.dumps(found)) <= MAX_GRAMMAR_BYTES else {}
 
     def checks(self, name: str) -> bool:
-        """Whether the arguments of a call are looked at before they are handed over."""
-        return name in self.strict and not (self.held and self.strict[name].plain)
+        """Whether the arguments of a call are looked at before they are emitted."""
+        return name in self.strict and not (self.enforced and self.strict[name].plain)
 
     def fits(self, name: str, arguments: str) -> bool:
         """Whether JSON text is what the function takes; only of a ``strict`` one that is known."""

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .layers import Resolved, normalise
+from .sources import Resolved, normalise
 from .table import table
 from .values import convert
 

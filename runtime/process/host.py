@@ -54,10 +54,10 @@ COMPLETION_WAIT = 0.1
 """How long to wait for that end, as a share of the turn. It comes a few tenths of a millisecond after the turn; where
 it does not come, the next message is delayed by no more than this."""
 
-TURN = 32
+MESSAGES_AT_ONCE = 32
 """Most messages that are taken from one socket before the other sockets and timers are served."""
 
-CLIENT_TURN = 8
+CLIENT_MESSAGES_AT_ONCE = 8
 """The same for messages of clients. It is smaller because a router sends requests on at the end of a turn, and the
 first of many requests shall not wait until all are taken in."""
 
@@ -200,15 +200,15 @@ class Host:
             self.handle(b"", ClientGone(client))
         return outcome != "blocked"
 
-    def drain_mailbox(self) -> bool:
+    def receive_from_peers(self) -> bool:
         """Handle what has arrived from other actors; True if there may be more, which is to be handled next."""
-        for _ in range(TURN):
+        for _ in range(MESSAGES_AT_ONCE):
             opened = self.mailboxes.receive()
             if opened is None:
                 return False
             # Take in first what the supervisor reported before this message was sent: a request that is submitted
             # again because of a new peer must not meet an actor that still speaks to the old one.
-            self.drain_control()
+            self.receive_from_supervisor()
             for sender, message in opened:
                 before_ns = self.busy_ns
                 if self.careful:
@@ -252,11 +252,11 @@ class Host:
         os.eventfd_read(device)
         self.handle("device", Completed())
 
-    def drain_public(self) -> bool:
+    def receive_from_clients(self) -> bool:
         """Handle what has arrived from clients; True if there may be more."""
         if self.public is None:
             return False
-        for _ in range(CLIENT_TURN):
+        for _ in range(CLIENT_MESSAGES_AT_ONCE):
             received = self.public.receive()
             if received is None:
                 return False
@@ -281,11 +281,11 @@ class Host:
                 self.in_hand.put_down()
         return True
 
-    def drain_services(self) -> bool:
+    def receive_from_services(self) -> bool:
         """Handle what has arrived from services; True if there may be more."""
         if self.services is None:
             return False
-        for message in self.services.arrived(TURN):
+        for message in self.services.arrived(MESSAGES_AT_ONCE):
             self.handle(message.service, message)
         return self.services.has_more
 
@@ -298,7 +298,7 @@ class Host:
             )
         return digest
 
-    def drain_control(self) -> None:
+    def receive_from_supervisor(self) -> None:
         """Handle what the supervisor says; its death ends the process."""
         while not self.stopped:
             try:

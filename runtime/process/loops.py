@@ -36,9 +36,9 @@ def run_blocking(host: Host) -> None:
         ready = dict(poller.poll(None if wait is None else int(wait * 1000 + 0.999)))
         if device is not None and device in ready:
             host.completed(device)
-        more = host.drain_mailbox() if host.mailboxes.own in ready else False
+        more = host.receive_from_peers() if host.mailboxes.own in ready else False
         if host.channel.fileno() in ready:
-            host.drain_control()
+            host.receive_from_supervisor()
 
 
 def run_events(host: Host) -> None:
@@ -52,10 +52,10 @@ def run_events(host: Host) -> None:
         done = loop.create_future()
         timer: asyncio.TimerHandle | None = None
 
-        drains = {host.mailboxes.own: host.drain_mailbox}
+        receivers = {host.mailboxes.own: host.receive_from_peers}
         if host.public is not None:
-            drains[host.public.socket] = host.drain_public
-        readable = set(drains)
+            receivers[host.public.socket] = host.receive_from_clients
+        readable = set(receivers)
         """Sockets on which something may have arrived. A turn tries no others, since finding an empty one takes
         longest."""
 
@@ -64,11 +64,11 @@ def run_events(host: Host) -> None:
             tried = readable.copy()
             readable.clear()
             try:
-                host.drain_control()
-                for s, drain in drains.items():
-                    if s in tried and drain():
+                host.receive_from_supervisor()
+                for s, receive in receivers.items():
+                    if s in tried and receive():
                         readable.add(s)
-                more = host.drain_services() | host.dump_on()
+                more = host.receive_from_services() | host.dump_on()
                 wait = host.do_due()
             except Exception as error:
                 if not done.done():
@@ -79,7 +79,7 @@ def run_events(host: Host) -> None:
                     done.set_result(None)
                 return
             # Sending may have consumed the edge that signalled a message: look again.
-            for s in drains:
+            for s in receivers:
                 if s not in readable and int(s.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                     readable.add(s)
             if readable or more or (host.services is not None and host.services.look_again()):
@@ -93,7 +93,7 @@ def run_events(host: Host) -> None:
             readable.add(socket)
             turn()
 
-        for s in drains:
+        for s in receivers:
             loop.add_reader(s.fileno(), arrived, s)
         if host.services is not None:
             host.services.watch(lambda fd, arrived: loop.add_reader(fd, arrived), loop.remove_reader, turn)

@@ -22,7 +22,7 @@ from .protocol.client.asynchronous import AsyncClient
 from .protocol.errors import ServiceUnavailable
 from .ray_scaling import CACHE, OPEN, Progress, scaling
 from .runtime.keys import KeyFolder
-from .runtime.options.layers import resolve
+from .runtime.options.sources import resolve
 from .runtime.options.table import table
 from .runtime.options.values import convert
 from .sidecar import STOP_MARGIN_S, RouterSidecar, Sidecar

@@ -25,7 +25,7 @@ from .protocol.actors import HELPERS
 from .protocol.client.blocking import Client
 from .protocol.errors import ServiceUnavailable, SlipstreamError, from_wire
 from .runtime.options.command_line import to_arguments
-from .runtime.options.layers import resolve
+from .runtime.options.sources import resolve
 from .runtime.options.table import PREFIX
 from .status import ask
 

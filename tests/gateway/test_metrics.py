@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from slipstream.actors.gateway.measures import Carried
+from slipstream.actors.gateway.metrics import CarriedCounters
 from slipstream.actors.histogram import Histogram
 from slipstream.protocol.errors import DeadlineExceeded, InvalidRequest
 
@@ -267,7 +267,7 @@ def test_a_histogram_counts_a_value_by_the_smallest_bound_that_holds_it() -> Non
 
 def test_with_a_new_gateway_the_counters_of_an_older_scheduler_begin_at_0() -> None:
     """What Prometheus takes for new is new, whatever had died before."""
-    carried = Carried(anew=True)
+    carried = CarriedCounters(anew=True)
     carried.take({"generation_tokens_total": 500.0, "num_requests_running": 2.0})
     assert carried.totals() == {"generation_tokens_total": 0.0, "num_requests_running": 2.0}
     carried.take({"generation_tokens_total": 530.0, "num_preemptions": 1.0})
@@ -278,7 +278,7 @@ def test_with_a_new_gateway_the_counters_of_an_older_scheduler_begin_at_0() -> N
 
 
 def test_what_is_only_so_now_ends_with_the_actor_that_said_it() -> None:
-    carried = Carried()
+    carried = CarriedCounters()
     carried.take(
         {"steps": 3.0, "num_requests_running": 2.0, "adapter_slots": 4.0, "adapter_running_sql": 2.0}
     )

@@ -34,8 +34,8 @@ def ready() -> Session:
 
 def test_a_request_that_nobody_reads_ends_alone_and_keeps_nothing() -> None:
     session = ready()
-    unread = session.ask(0.0, prompt="x", max_held=10)
-    read = session.ask(0.0, prompt="x", max_held=10)
+    unread = session.ask(0.0, prompt="x", max_waiting=10)
+    read = session.ask(0.0, prompt="x", max_waiting=10)
     session.outbox.clear()
     for _ in range(11):
         items = [Delta(id=each.request.id, token_ids=[1]) for each in (unread, read)]
@@ -74,7 +74,7 @@ def test_an_answer_that_is_told_whole_is_not_cut_off_as_unread_if_it_may_be_kept
         ):
             frontend = Scripted()
             frontend.post(path, body | {"n": 8, "max_tokens": 1000, "stream": stream})
-            assert frontend.script.asked["max_held"] == held
+            assert frontend.script.asked["max_waiting"] == held
 
 
 def test_every_request_has_such_a_bound() -> None:
@@ -84,7 +84,7 @@ def test_every_request_has_such_a_bound() -> None:
         ("/v1/completions", {"prompt": "x"}),
     ):
         assert frontend.post(path, fields).status == 200
-        assert frontend.script.asked["max_held"] == 20_000
+        assert frontend.script.asked["max_waiting"] == 20_000
 
 
 def test_clients_at_different_addresses_are_different_clients_of_the_gateway() -> None:

@@ -17,7 +17,7 @@ from slipstream.protocol.client_key import CLIENT_KEY_VARIABLE, ClientKey, clien
 from slipstream.protocol.endpoints import check_endpoint
 from slipstream.runtime.keys import KeyFolder
 from slipstream.runtime.machine.run_directory import clear_stale, run_directory, try_lock
-from slipstream.runtime.options.layers import resolve
+from slipstream.runtime.options.sources import resolve
 from web import Web
 
 from slipstream import AsyncClient, Client, InvalidRequest, SamplingParams, ServiceUnavailable, Sidecar

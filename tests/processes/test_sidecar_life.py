@@ -26,7 +26,7 @@ import yaml
 from slipstream.protocol.errors import SlipstreamError
 from slipstream.runtime.log import Output, configure, wants_json
 from slipstream.runtime.options.command_line import add_arguments
-from slipstream.runtime.options.layers import resolve
+from slipstream.runtime.options.sources import resolve
 from slipstream.runtime.options.table import table
 from slipstream.runtime.supervision.notify import Notify
 

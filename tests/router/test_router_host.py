@@ -13,7 +13,7 @@ from slipstream.protocol.codec import encode, encode_from_client
 from slipstream.protocol.events import ServiceFrame
 from slipstream.protocol.limits import Limits
 from slipstream.protocol.messages import Generate, Hello, Welcome
-from slipstream.runtime.process.host import CLIENT_TURN, Host
+from slipstream.runtime.process.host import CLIENT_MESSAGES_AT_ONCE, Host
 from slipstream.runtime.supervision import control
 
 BOUNDS = Limits(max_model_len=1000, vocab_size=100, max_prompt_bytes=1000, max_queued_requests=1000)
@@ -64,11 +64,11 @@ def test_the_first_of_many_requests_leave_while_the_others_wait_to_be_taken_in(t
         host.handle(SERVICE, ServiceFrame(SERVICE, encode(welcome)))
         host.do_due()
         sent.numbers.clear()
-        while host.drain_public():
+        while host.receive_from_clients():
             host.do_due()
         host.do_due()
         assert sum(sent.numbers) >= REQUESTS
-        assert max(sent.numbers) <= CLIENT_TURN
+        assert max(sent.numbers) <= CLIENT_MESSAGES_AT_ONCE
         host.public = host.services = None
         host.close()
     os.close(in_hand)

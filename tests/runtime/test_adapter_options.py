@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from slipstream.protocol.errors import InvalidRequest
 from slipstream.runtime.options.command_line import add_arguments, to_arguments
-from slipstream.runtime.options.layers import resolve
+from slipstream.runtime.options.sources import resolve
 
 from slipstream.options.serve import ServeOptions, adapters_of
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from slipstream.runtime.options.command_line import add_arguments, show, to_arguments
-from slipstream.runtime.options.layers import Resolved, resolve
+from slipstream.runtime.options.sources import Resolved, resolve
 from slipstream.runtime.options.table import table
 from slipstream.runtime.options.values import size
 

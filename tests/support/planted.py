@@ -307,7 +307,7 @@ def main(factories: dict[str, str], arguments: list[str]) -> int:
     from slipstream.runtime.log import configure, wants_json
     from slipstream.runtime.machine.run_directory import run_directory
     from slipstream.runtime.options.command_line import add_arguments
-    from slipstream.runtime.options.layers import resolve
+    from slipstream.runtime.options.sources import resolve
 
     from slipstream.options.serve import ServeOptions
     from slipstream.serving.banner import announce_service

@@ -61,14 +61,14 @@ class Script:
         request = Generate(id=id, params=asked["params"], marks="messages" in asked)
         stream = Stream(request, 0.0, None, asked.get("offered", NO_OFFER), asked.get("new_ids", CallIds))
 
-        def parted(delta: Delta) -> list[Delta]:
-            return [stream.parted(delta, self.formats) if request.marks else delta]
+        def parsed(delta: Delta) -> list[Delta]:
+            return [stream.parsed(delta, self.formats) if request.marks else delta]
 
         self.running += 1
         try:
             for number, part in enumerate(self.parts):
                 ids = None if number else self.prompt_ids
-                yield parted(Delta(id=id, text=part, token_ids=[number], prompt_token_ids=ids))
+                yield parsed(Delta(id=id, text=part, token_ids=[number], prompt_token_ids=ids))
                 await asyncio.sleep(0)
             if not self.ends:
                 await self.closed.wait()
@@ -76,7 +76,7 @@ class Script:
             if isinstance(self.finish, Exception):
                 raise self.finish
             usage = Usage(prompt_tokens=3, completion_tokens=len(self.parts))
-            yield parted(Delta(id=id, finish_reason=self.finish, stop_reason=self.stop_reason, usage=usage))
+            yield parsed(Delta(id=id, finish_reason=self.finish, stop_reason=self.stop_reason, usage=usage))
         finally:
             self.running -= 1
 

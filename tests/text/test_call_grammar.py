@@ -404,9 +404,9 @@ def test_a_call_is_held_to_regular_expressions_where_a_grammar_holds_all_of_it(n
     grammar = Grammar("calls", told.calls)
     for right in ('{"city": "Rome"}', '{"city": "Rome", "x-a": 3}'):
         assert followed(tokenizer, compiler, grammar, f"{before}{right}{behind}") == (True, True)
-        offered.held = True
+        offered.enforced = True
         assert ("weather", json.loads(right)) in read(formats, f"{before}{right}{behind}", offered)
-        offered.held = False  # nobody knows whether they are valid
+        offered.enforced = False  # nobody knows whether they are valid
         assert "weather" not in dict(read(formats, f"{before}{right}{behind}", offered))
     for wrong in ('{"city": "rome"', '{"city": "R2"', '{"x-a": 12', '{"y": 3'):
         assert followed(tokenizer, compiler, grammar, f"{before}{wrong}") == (False, False)
@@ -579,7 +579,7 @@ def test_what_is_read_when_it_is_complete_is_held_against_the_schema_too(name: s
     formats = Formats(tool_calls=name, strict=True)
     [text] = [text for text in WRITTEN[name].right if "3" in text][-1:]
     offered = offer(TOOLS, None, None)
-    offered.held = True
+    offered.enforced = True
     assert ("weather", {"city": "Rome", "days": 3}) in read(formats, text, offered)
     assert "weather" not in dict(read(formats, text.replace("Rome", "Constantinople"), offered))
 
@@ -589,7 +589,7 @@ def test_arguments_that_are_held_come_as_they_are_written(name: str) -> None:
     before = ANSWERS[name][0] if name in ANSWERS else WRITTEN[name].right[-1].partition(RIGHT)[0]
     formats = Formats(tool_calls=name, strict=True)
     offered = offer(TOOLS, None, None)
-    offered.held = True
+    offered.enforced = True
     reader = AnswerReader(formats, offered, CallIds("any"))
     named = reader.read(before + RIGHT[0]).calls[-1]
     brought = [reader.read(char).calls for char in RIGHT[1:]]
@@ -608,7 +608,7 @@ def test_arguments_that_are_held_come_as_they_are_written(name: str) -> None:
         None,
         None,
     )
-    loose.held = True
+    loose.enforced = True
     reader = AnswerReader(formats, loose, CallIds("any"))
     assert reader.read(before + RIGHT[0]).calls == [], (
         "what a grammar follows in part alone is looked at when it is complete"

@@ -16,7 +16,7 @@ from ..observe.timeline import utilization
 from ..options.serve import ServeOptions
 from ..protocol.errors import InvalidRequest
 from ..runtime.options.command_line import add_arguments
-from ..runtime.options.layers import resolve
+from ..runtime.options.sources import resolve
 from ..runtime.options.table import table
 from ..sidecar import Sidecar
 from .emulated import WARM_UP_STEPS, fixed_length

@@ -32,7 +32,7 @@ SIZING = ("dtype", "kv_cache_dtype", "max_model_len", "max_num_seqs", "block_siz
 def declare(parser: argparse.ArgumentParser) -> Run:
     from ..options.serve import ServeOptions
     from ..runtime.options.command_line import add_arguments
-    from ..runtime.options.layers import resolve
+    from ..runtime.options.sources import resolve
 
     parser.add_argument(
         "--model",

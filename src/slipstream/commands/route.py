@@ -11,7 +11,7 @@ from .common import Run, need
 def declare(parser: argparse.ArgumentParser) -> Run:
     from ..options.route import RouteOptions, environment
     from ..runtime.options.command_line import add_arguments, show
-    from ..runtime.options.layers import resolve
+    from ..runtime.options.sources import resolve
 
     add_arguments(parser, RouteOptions)
     parser.usage = "slipstream route ENDPOINT... [options]"

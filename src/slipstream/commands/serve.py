@@ -11,7 +11,7 @@ from .common import Run, need
 def declare(parser: argparse.ArgumentParser) -> Run:
     from ..options.serve import ServeOptions
     from ..runtime.options.command_line import add_arguments, show
-    from ..runtime.options.layers import resolve
+    from ..runtime.options.sources import resolve
 
     add_arguments(parser, ServeOptions)
     parser.usage = "slipstream serve [MODEL] [options]"

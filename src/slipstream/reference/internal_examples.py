@@ -179,7 +179,7 @@ INTERNAL: list[tuple[str, AnyInternal]] = [
             sizes=[16, 24, 32],
         ),
     ),
-    ("change adapter", ChangeAdapter(3, "sql", "/adapters/sql", again=True)),
+    ("change adapter", ChangeAdapter(3, "sql", "/adapters/sql", resent=True)),
     ("adapter changed", AdapterChanged(3, [SQL], "invalid_request", "name='sql' is taken")),
     ("set adapter slot", SetAdapterSlot(SQL)),
     ("adapter slot set", AdapterSlotSet(SQL, "there is no such folder")),

@@ -25,7 +25,7 @@ from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.sampling.invariant import invariant_sampler
 from slipstream.actors.executor.step.sampling_kind import SamplingKind
 from slipstream.protocol.errors import InvalidRequest
-from slipstream.runtime.options.layers import resolve
+from slipstream.runtime.options.sources import resolve
 from tiny_models import make_config
 from torch import Tensor, nn
 

@@ -23,7 +23,7 @@ from slipstream.actors.executor.model.quantization.linear import (
 )
 from slipstream.actors.executor.model.quantization.products import STORED as MULTIPLIED
 from slipstream.protocol.errors import InvalidRequest, ModelNotSupported
-from slipstream.runtime.options.layers import resolve
+from slipstream.runtime.options.sources import resolve
 from tiny_models import MULTIMODAL, make_checkpoint, make_config
 from torch import Tensor
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors

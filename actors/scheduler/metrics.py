@@ -35,7 +35,7 @@ STEP_TOKENS = (1.0, 8.0, *(float(2**power) for power in range(4, 15)))
 """Bounds of the histogram of tokens in a step."""
 
 
-class Measures:
+class Metrics:
     """The scheduler's counters, and a histogram of the tokens in each step."""
 
     def __init__(self) -> None:

@@ -24,7 +24,7 @@ NOT_OURS = re.compile(r"(.*_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_.*)?)|CLIEN
 
 
 @dataclasses.dataclass
-class Layer:
+class Source:
     """Values as they were found in one place, and how that place spells an option."""
 
     origin: str
@@ -54,9 +54,9 @@ def resolve(
     """
     options = table(cls)
     if keywords is not None:
-        top = Layer("keyword", normalise(options, keywords, "keyword"), lambda option: f"{option.name}=")
+        top = Source("keyword", normalise(options, keywords, "keyword"), lambda option: f"{option.name}=")
     else:
-        top = Layer("command line", dict(arguments or {}), lambda option: f"{option.flag} ")
+        top = Source("command line", dict(arguments or {}), lambda option: f"{option.flag} ")
     layers = [from_environment(options, os.environ if environ is None else environ), top]
     path = top.values.get("config") or layers[0].values.get("config")
     if path:  # one that is empty is refused below
@@ -84,7 +84,7 @@ def resolve(
     return Resolved(filled, origins)
 
 
-def from_environment(options: dict[str, Option], environ: Mapping[str, str]) -> Layer:
+def from_environment(options: dict[str, Option], environ: Mapping[str, str]) -> Source:
     """The options that the environment sets; ``InvalidRequest`` for a variable with our prefix that is none."""
     found: dict[str, str] = {}
     for variable, text in environ.items():
@@ -92,10 +92,10 @@ def from_environment(options: dict[str, Option], environ: Mapping[str, str]) -> 
         if rest != variable and not NOT_OURS.fullmatch(rest):
             found[rest.lower()] = text
     values = normalise(options, found, "environment variable", lambda name: PREFIX + name.upper())
-    return Layer("environment", values, lambda option: f"{option.variable}=")
+    return Source("environment", values, lambda option: f"{option.variable}=")
 
 
-def from_file(options: dict[str, Option], path: Path) -> Layer:
+def from_file(options: dict[str, Option], path: Path) -> Source:
     """The options that a file sets; ``InvalidRequest`` for a key that is none, or may not stand in a file."""
     found = read_file(path)
     values = normalise(options, found, f"key of {path}", lambda name: name.replace("_", "-"))
@@ -105,7 +105,7 @@ def from_file(options: dict[str, Option], path: Path) -> Layer:
                 f"{options[name].key} stands in {path}; it concerns one process only:"
                 " give it on the command line or in the environment"
             )
-    return Layer(str(path), values, lambda option: f"{path}: {option.key} = ")
+    return Source(str(path), values, lambda option: f"{path}: {option.key} = ")
 
 
 def read_file(path: Path) -> dict[str, Any]:

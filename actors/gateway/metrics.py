@@ -27,7 +27,7 @@ COUNTS = (1.0, 2.0, 5.0, 10.0, 20.0)
 TOKENS = tuple(float(10**power * step) for power in range(6) for step in (1, 2, 5))
 
 
-class Measures:
+class Metrics:
     """The gateway's counters and histograms."""
 
     def __init__(self) -> None:
@@ -125,7 +125,7 @@ class Measures:
         return found
 
 
-class Carried:
+class CarriedCounters:
     """Another actor's counters over all its incarnations: a new one begins at 0, and counters never fall.
 
     With a new gateway all counters begin at 0 together. What the actor had counted before would look like new to
