@@ -433,3 +433,68 @@ def test_half_a_character_in_the_arguments_of_a_call_is_written_as_json_has_it()
     with pytest.raises(StopIteration) as end:
         next(steps)
     assert "".join(template.write(end.value.value)) == r'{"a": "\ud800"}'
+
+
+def said_by(role: str, **more: Any) -> dict[str, Any]:
+    return {"role": role, "content": ""} | more
+
+
+def calls_of(*ids: str | None) -> list[dict[str, Any]]:
+    return [{"type": "function", "function": {"name": "f"}} | ({"id": id} if id else {}) for id in ids]
+
+
+def results_of(*ids: str | None) -> list[dict[str, Any]]:
+    return [said_by("tool", content=f"of {id}", **({"tool_call_id": id} if id else {})) for id in ids]
+
+
+@pytest.mark.parametrize(
+    ("calls", "results", "told"),
+    [
+        (["a", "b", "c"], ["c", "a", "b"], ["a", "b", "c"]),
+        (["a", "b", "c"], ["c", "a"], ["a", "c"]),
+        (["a", "b"], ["b", "x", "a"], ["b", "x", "a"]),
+        (["a", "b"], ["b", None], ["b", None]),
+        (["a", "a"], ["b", "a"], ["b", "a"]),
+        ([None, "b"], ["b", "b"], ["b", "b"]),
+    ],
+)
+def test_results_come_in_the_order_of_their_calls_where_all_ids_are_known(
+    calls: list[str | None], results: list[str | None], told: list[str | None]
+) -> None:
+    """As a template that writes no ids, such as Hermes', takes them. OpenAI goes by the ids, and lets them come in any
+    order."""
+    turn = [said_by("assistant", tool_calls=calls_of(*calls)), *results_of(*results), said_by("user")]
+    for messages in ([said_by("user"), *turn], [*turn, *turn]):
+        told_ones = plain(messages)
+        assert len(told_ones) == len(messages)
+        found = [message["content"] for message in told_ones if message["role"] == "tool"]
+        assert found == [f"of {id}" for id in told] * (len(messages) // len(turn))
+
+
+def test_a_result_of_an_earlier_turn_is_none_of_these_calls() -> None:
+    messages = [
+        said_by("assistant", tool_calls=calls_of("a", "b")),
+        *results_of("b", "a"),
+        said_by("assistant"),
+        *results_of("b", "a"),
+    ]
+    assert [message["content"] for message in plain(messages)] == ["", "of a", "of b", "", "of b", "of a"]
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("{% if d is not defined %}{% set d = 'x' %}{% endif %}{{ d }}", {"d"}),
+        ("{% if a %}{% set m = 1 %}{% endif %}{{ m }}", {"a", "m"}),
+        ("{% if a %}{% set m = 1 %}{% else %}{% set m = 2 %}{% endif %}{{ m }}", {"a"}),
+        ("{% if a %}{% set w = 1 %}{{ w }}{% elif b %}{% set w = 2 %}{{ w }}{% endif %}", {"a", "b"}),
+        ("{% if a %}x{% elif b %}{% set p = 1 %}{% endif %}{{ p }}", {"a", "b", "p"}),
+        ("{% for x in a if x > l %}{% set y = x + loop.index %}{{ y }}{% endfor %}{{ y }}", {"a", "l", "y"}),
+        ("{% for x in a %}{% if x %}{% set y = x %}{{ y }}{% endif %}{% endfor %}", {"a"}),
+        ("{% macro f(a, b=c) %}{{ a ~ b ~ d }}{{ caller() }}{% endmacro %}{{ f(1) }}", {"c", "d"}),
+        ("{% set ns = namespace(a=1) %}{% set ns.a = q %}{{ ns.a }}", {"q"}),
+        ("{% set x %}{{ z | upper }}{% set w = 1 %}{% endset %}{{ x }}{{ w }}", {"w", "z"}),
+    ],
+)
+def test_a_template_knows_what_it_reads_and_has_not_set_itself(source: str, names: set[str]) -> None:
+    assert ChatTemplate(source, {}, datetime.now).names == names

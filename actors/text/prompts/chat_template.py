@@ -34,6 +34,7 @@ from .iterations import (
     count_iterations,
     count_made,
 )
+from .reads import keys_read, names_read
 
 Clock = Callable[[], datetime]
 
@@ -118,7 +119,9 @@ class ChatTemplate:
         texts |= {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
         self.literals = "\0".join(texts)
         """The texts in it, apart from each other."""
-        self.names = find_undeclared_variables(tree) - OURS - special_tokens.keys()
+        self.names = (
+            (find_undeclared_variables(tree) & set(names_read(tree, set()))) - OURS - special_tokens.keys()
+        )
         """What can be given to the template beside the messages; anything else would have no effect."""
         self.keys = keys_read(tree)
         """Keys of messages, calls and tools that it may read by name."""
@@ -145,7 +148,7 @@ class ChatTemplate:
         for name in given.keys() - self.names:
             if name in THINKING and given[name] is False:
                 continue  # a model that cannot think does not
-            known = ", ".join(sorted(self.names)) or "none"
+            known = ", ".join(sorted(self.names - {"tools"})) or "none beside the request's own fields"
             raise InvalidRequest(
                 f"chat_template_kwargs has {name!r:.80}, which the model's chat template does not know;"
                 f" it knows {known}",
@@ -242,44 +245,6 @@ class Generation(Extension):
 
     def rendered(self, caller: Macro) -> str:
         return caller()
-
-
-def keys_read(tree: nodes.Template) -> frozenset[str]:
-    """The keys that a template asks some map for, but for its own variables' and for methods."""
-    own = {"loop"}
-    for made in tree.find_all(nodes.Assign):
-        call, target = made.node, made.target
-        if (
-            isinstance(call, nodes.Call)
-            and isinstance(call.node, nodes.Name)
-            and call.node.name == "namespace"
-        ):
-            own |= {target.name} if isinstance(target, nodes.Name) else set()
-    calls = list(tree.find_all(nodes.Call))
-    methods = {id(call.node) for call in calls}
-    found = {
-        one.attr
-        for one in tree.find_all(nodes.Getattr)
-        if id(one) not in methods and not (isinstance(one.node, nodes.Name) and one.node.name in own)
-    }
-    named: list[nodes.Node] = [one.arg for one in tree.find_all(nodes.Getitem)]
-    for call in calls:
-        if isinstance(call.node, nodes.Getattr) and call.node.attr == "get":
-            named += call.args[:1]
-    for compared in tree.find_all(nodes.Compare):
-        if any(operand.op in ("in", "notin") for operand in compared.ops):
-            named.append(compared.expr)
-    for filtered in tree.find_all(nodes.Filter):
-        if filtered.name in BY_KEY:
-            named += filtered.args[:1]
-        named += [given.value for given in filtered.kwargs if given.key == "attribute"]
-    return frozenset(
-        found | {one.value for one in named if isinstance(one, nodes.Const) and isinstance(one.value, str)}
-    )
-
-
-BY_KEY = ("selectattr", "rejectattr", "groupby")
-"""Filters whose first argument is a key."""
 
 
 def raise_exception(message: str) -> None:

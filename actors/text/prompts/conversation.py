@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Generator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import msgspec
@@ -84,7 +85,25 @@ def plain_messages(
         plain.append(plain_message(where, message, style, ids, named))
         if index % MESSAGES_AT_ONCE == MESSAGES_AT_ONCE - 1:
             yield len(messages) - index
-    return plain
+    return with_results_in_order(plain)
+
+
+def with_results_in_order(plain: list[Message]) -> list[Message]:
+    """The results of calls in the order of their calls, by which templates go that write no ids. Where a result is of
+    none of the calls, all stay as they came."""
+    found: list[Message] = []
+    places: dict[Any, int] = {}
+    """Of the calls that were made last, by their ids."""
+    for role, run in groupby(plain, lambda message: message["role"]):
+        said = list(run)
+        ids = [message.get("tool_call_id") for message in said]
+        if role == "tool" and all(isinstance(id, str) and id in places for id in ids):
+            said.sort(key=lambda message: places[message["tool_call_id"]])
+        found += said
+        calls = [call.get("id") for call in said[-1].get("tool_calls", ())]
+        known = len({id for id in calls if isinstance(id, str)}) == len(calls)
+        places = {id: place for place, id in enumerate(calls)} if known else {}
+    return found
 
 
 def plain_message(where: str, message: Message, style: Style, ids: CallIds, named: frozenset[str]) -> Message:
