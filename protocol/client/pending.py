@@ -92,6 +92,8 @@ class Stream(Pending):
             reader = self.readers.get(delta.index) or self.new_reader(delta.index, formats)
             said = reader.read(delta.text, delta.finish_reason, delta.stop_reason)
             made.text, made.reasoning, made.tool_calls = said.text, said.reasoning, said.calls
+            if said.thinks:
+                made.reasoning_tokens = len(delta.token_ids)
         if delta.finish_reason is not None:
             made.finish_reason, made.stop_reason = delta.finish_reason, delta.stop_reason
         if delta.usage is not None:

@@ -75,8 +75,11 @@ class AnswerReader:
     ) -> Parsed:
         """Parse more of the answer, and return what is new; with ``finish_reason`` that was all. A stop text is a limit
         too: the model would have written more."""
+        thinks = self.reader.in_thoughts
         if text:
             self.reader.feed(text)
         if finish_reason is not None:
             self.reader.end(at_limit=finish_reason == "length" or isinstance(stop_reason, str))
-        return self.reader.take()
+        parsed = self.reader.take()
+        parsed.thinks = thinks or bool(parsed.reasoning)
+        return parsed

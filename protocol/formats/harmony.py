@@ -56,6 +56,10 @@ class Harmony(Reader):
         self.space = ""
         """The space behind them, which is the format's unless more follows."""
 
+    @property
+    def in_thoughts(self) -> bool:
+        return self.where == "message" and self.kind == "thoughts"
+
     def feed(self, text: str) -> None:
         self.buffer += text
         while self.buffer and self.step():

@@ -37,6 +37,8 @@ class ChatDelta(Delta, kw_only=True, omit_defaults=True, gc=False):
 
     reasoning: str = ""
     """Thoughts before the answer."""
+    reasoning_tokens: int = 0
+    """How many of ``token_ids`` are of thoughts, or of the mark that ends them."""
     tool_calls: list[CallPart] = []  # noqa: RUF012 - a struct copies it
     """Calls, each as far as it has come."""
 
@@ -47,6 +49,8 @@ class Parsed(msgspec.Struct, kw_only=True):
     reasoning: str = ""
     text: str = ""
     calls: list[CallPart] = []
+    thinks: bool = False
+    """It began within thoughts, or had some."""
 
 
 class Reader:
@@ -70,6 +74,11 @@ class Reader:
         """Return what was parsed since the last call."""
         parsed, self.parsed = self.parsed, Parsed()
         return parsed
+
+    @property
+    def in_thoughts(self) -> bool:
+        """What comes next is of thoughts, as far as is known."""
+        return False
 
     def feed(self, text: str) -> None:
         """More of the answer has come."""

@@ -38,6 +38,10 @@ class Thoughts(Reader):
         """What may be, or may become, a mark, or space that may be the last of the thoughts."""
         self.around = Unwrapped(marks.around) if marks.around else None
 
+    @property
+    def in_thoughts(self) -> bool:
+        return self.where == "thoughts"
+
     def feed(self, text: str) -> None:
         self.answer.parsed = self.parsed
         self.buffer += text

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from typing import Any
 
+import msgspec
 import pytest
 from scripted import Script, Scripted
+from slipstream.actors.http.transport.events import merged
+from slipstream.protocol.formats.reader import ChatDelta
+from slipstream.protocol.messages import Delta, Formats
 
 PATH = "/v1/chat/completions"
 TOOL = {
@@ -88,3 +93,40 @@ def test_the_call_of_a_response_that_a_stop_text_cuts_is_incomplete() -> None:
         body = {"input": "Hi", "tools": [tool], "tool_choice": "required"}
         [call] = Scripted(script).post("/v1/responses", body).json["output"]
         assert (call["arguments"], call["status"]) == (CUT, status)
+
+
+THOUGHT = ["<think>", "Hm", "", ", so.", "</thi", "nk>", "Yes", "."]
+
+
+@pytest.mark.parametrize(
+    ("parts", "count"), [(THOUGHT, 5), (["Yes", "."], 0), (["<think>Hm.</think>Yes."], 1)]
+)
+@pytest.mark.parametrize("n", [1, 2])
+def test_the_usage_tells_how_many_tokens_were_thoughts(parts: list[str], count: int, n: int) -> None:
+    """From the mark that begins them, which is none, to the one that ends them; the same whole, streamed and as a
+    response."""
+
+    class Several(Script):
+        async def batches(self, **asked: Any) -> AsyncGenerator[list[Delta], None]:
+            async for [delta] in super().batches(**asked):
+                yield [msgspec.structs.replace(delta, index=index) for index in range(n)]
+
+    script = Several(*parts, formats=Formats(reasoning="qwen3"))
+    body = {"messages": [{"role": "user", "content": "Hi"}], "n": n}
+    whole = Scripted(script).post(PATH, body).json["usage"]
+    assert whole["completion_tokens_details"] == {"reasoning_tokens": n * count}
+    asked = body | {"stream": True, "stream_options": {"include_usage": True}}
+    assert Scripted(script).post(PATH, asked).events[-2]["usage"] == whole
+    if n == 1:
+        told = Scripted(script).post("/v1/responses", {"input": "Hi"}).json["usage"]
+        assert told["output_tokens_details"] == whole["completion_tokens_details"]
+        asked = {"messages": body["messages"], "max_tokens": 50}
+        said = Scripted(script).post("/v1/messages", asked).json["usage"]
+        assert said["output_tokens_details"] == {"thinking_tokens": count}
+
+
+def test_a_stream_that_is_behind_counts_the_thoughts_of_all_its_tokens() -> None:
+    deltas = [ChatDelta(id="a", token_ids=[n], reasoning_tokens=int(n < 2)) for n in range(4)]
+    [one] = merged(list(deltas))
+    assert isinstance(one, ChatDelta)
+    assert one.reasoning_tokens == 2

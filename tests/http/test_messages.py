@@ -50,6 +50,7 @@ def test_an_answer_has_thinking_text_and_tool_use_as_blocks() -> None:
         "cache_read_input_tokens": 0,
         "cache_creation_input_tokens": 0,
         "output_tokens": len(CALL),
+        "output_tokens_details": {"thinking_tokens": 2},
     }
 
 

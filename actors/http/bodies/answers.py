@@ -29,6 +29,14 @@ class UsageAnswer(Struct, kw_only=True):
     prompt_tokens_details: TokenDetails
 
 
+class AnswerDetails(Struct, kw_only=True):
+    reasoning_tokens: int
+
+
+class ChatUsage(UsageAnswer, kw_only=True):
+    completion_tokens_details: AnswerDetails
+
+
 class CalledFunction(Struct, kw_only=True):
     name: str
     arguments: str
@@ -69,7 +77,7 @@ class ChatCompletion(Struct, kw_only=True):
     created: int
     model: str
     choices: list[ChatChoice]
-    usage: UsageAnswer
+    usage: ChatUsage
 
 
 class CompletionLogprobs(Struct, kw_only=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -14,7 +15,7 @@ from ....protocol.formats.ids import CallIds
 from ....protocol.formats.reader import CallPart, ChatDelta, is_complete
 from ....protocol.formats.tools import PARAMETERS, NamedTool, Offer, offer
 from ....protocol.limits import Limits
-from ....protocol.messages import Delta
+from ....protocol.messages import Delta, Usage
 from ....protocol.sampling import SamplingParams
 from ..bodies.requests import (
     ChatBody,
@@ -194,6 +195,11 @@ def as_thoughts(text: str) -> dict[str, str]:
     return {"reasoning_content": text, "reasoning": text} if text else {}
 
 
+def chat_usage(usages: Sequence[Usage], reasoning_tokens: int) -> dict[str, Any]:
+    """That of a completion, and how much of it were thoughts."""
+    return total_usage(usages) | {"completion_tokens_details": {"reasoning_tokens": reasoning_tokens}}
+
+
 BEHIND_TEXT = b'},"logprobs":null,"finish_reason":null}]'
 
 
@@ -208,10 +214,15 @@ class ChatEvents(Events):
         self.texts_alone = converter.tokens is None and not converter.ids_wanted
         self.heads: dict[int, bytes] = {}
         """By answer that has begun: what each event with a text of it begins with."""
+        self.reasoning_tokens = 0
+
+    def usage(self) -> dict[str, Any]:
+        return chat_usage(self.usages, self.reasoning_tokens)
 
     def write(self, prompt: int, delta: Delta, chunks: list[bytes]) -> None:
         assert isinstance(delta, ChatDelta)
         index = delta.index
+        self.reasoning_tokens += delta.reasoning_tokens
         head = self.heads.get(index) or self.write_begin(delta, chunks)
         if self.texts_alone and not delta.reasoning and not delta.tool_calls:
             if delta.text:  # the hot path: once for each token of the service
@@ -272,7 +283,8 @@ class WholeChat:
         self.collector = Collector(about["id"])
         self.logprobs: defaultdict[int, JsonLists] = defaultdict(JsonLists)
         self.reasons: dict[int, str | None] = {}
-        self.usage: dict[str, Any] = {}
+        self.usages: list[Usage] = []
+        self.reasoning_tokens = 0
         self.prompt_scores: list[dict[str, float] | None] = []
 
     async def take(self, batches: Batches) -> None:
@@ -284,6 +296,7 @@ class WholeChat:
     def add(self, delta: ChatDelta) -> None:
         index, converter = delta.index, self.converter
         converter.note(delta)
+        self.reasoning_tokens += delta.reasoning_tokens
         if converter.tokens is not None:
             self.allowance.take(count(delta))
             self.logprobs[index].add({"content": converter.tokens.for_chat(delta, converter.top_logprobs)})
@@ -291,7 +304,7 @@ class WholeChat:
         if delta.finish_reason is not None:
             self.reasons[index] = converter.finish_reason(delta)
         if delta.usage is not None:
-            self.usage = total_usage([delta.usage])
+            self.usages.append(delta.usage)
         if delta.prompt_logprobs is not None:
             self.allowance.take(count_prompt(delta))
             self.prompt_scores, delta.prompt_logprobs = delta.prompt_logprobs, None
@@ -301,7 +314,8 @@ class WholeChat:
         output = self.collector.output()
         choices = [self.choice(answer) for answer in output.outputs]
         prompt = {"prompt_token_ids": output.prompt_token_ids} if self.converter.ids_wanted else {}
-        return self.about | {"choices": choices, "usage": self.usage} | prompt
+        usage = chat_usage(self.usages, self.reasoning_tokens)
+        return self.about | {"choices": choices, "usage": usage} | prompt
 
     def choice(self, answer: CompletionOutput) -> dict[str, Any]:
         calls = [

@@ -100,12 +100,17 @@ CountBody = completed("CountBody", CountFields, FIXED_IN_COUNT)
 MessagesBody = completed("MessagesBody", MessagesFields, FIXED)
 
 
+class MessagesDetails(Struct, kw_only=True):
+    thinking_tokens: int
+
+
 class MessagesUsage(Struct, kw_only=True):
     input_tokens: int
     """The tokens of the prompt that were not in the prefix cache."""
     cache_read_input_tokens: int
     cache_creation_input_tokens: Literal[0]
     output_tokens: int
+    output_tokens_details: MessagesDetails
 
 
 class MessagesAnswer(Struct, kw_only=True):

@@ -23,6 +23,7 @@ class Blocks:
         self.arguments: list[str] = []
         """The arguments of the open block, if it is a call."""
         self.prompt_tokens = 0
+        self.reasoning_tokens = 0
         self.usage: Usage | None = None
         self.stop_reason: str | None = None
         self.stop_sequence: str | None = None
@@ -30,6 +31,7 @@ class Blocks:
     def add(self, delta: ChatDelta) -> list[bytes]:
         ending, begun = part_calls(delta.tool_calls)
         events = [event for part in ending for event in self.add_call(part)]
+        self.reasoning_tokens += delta.reasoning_tokens
         if delta.reasoning:
             events += self.append("thinking", delta.reasoning)
         if delta.text:
@@ -104,13 +106,14 @@ class Blocks:
             "usage": self.told_usage(),
         }
 
-    def told_usage(self) -> dict[str, int]:
+    def told_usage(self) -> dict[str, Any]:
         usage = self.usage or Usage(prompt_tokens=self.prompt_tokens, completion_tokens=0)
         return {
             "input_tokens": usage.prompt_tokens - usage.cached_tokens,
             "cache_read_input_tokens": usage.cached_tokens,
             "cache_creation_input_tokens": 0,
             "output_tokens": usage.completion_tokens,
+            "output_tokens_details": {"thinking_tokens": self.reasoning_tokens},
         }
 
 

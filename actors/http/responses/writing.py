@@ -50,8 +50,8 @@ class Output:
     def add(self, delta: ChatDelta) -> list[bytes]:
         ending, begun = part_calls(delta.tool_calls)
         events = [event for part in ending for event in self.add_call(part)]
+        self.reasoning_tokens += delta.reasoning_tokens
         if delta.reasoning:
-            self.reasoning_tokens += len(delta.token_ids)
             events += self.append("reasoning", delta.reasoning)
         if delta.text:
             events += self.append("message", delta.text)

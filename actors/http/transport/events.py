@@ -99,7 +99,11 @@ class Events(EventWriter):
     def end(self) -> bytes:
         if not self.include_usage:
             return b""
-        return b'%b,"choices":[],"usage":%b}\n\n' % (self.head, encode(total_usage(self.usages)))
+        return b'%b,"choices":[],"usage":%b}\n\n' % (self.head, encode(self.usage()))
+
+    def usage(self) -> dict[str, Any]:
+        """That of the whole answer."""
+        return total_usage(self.usages)
 
 
 class UsageSoFar:
@@ -131,13 +135,14 @@ def merged(deltas: list[Delta]) -> list[Delta]:
             first.logprobs += delta.logprobs
             if isinstance(first, ChatDelta) and isinstance(delta, ChatDelta):
                 first.reasoning += delta.reasoning
+                first.reasoning_tokens += delta.reasoning_tokens
                 first.tool_calls += delta.tool_calls
             first.finish_reason, first.stop_reason = delta.finish_reason, delta.stop_reason
             first.usage = delta.usage
     return list(found.values())
 
 
-def total_usage(usages: list[Usage]) -> dict[str, Any]:
+def total_usage(usages: Sequence[Usage]) -> dict[str, Any]:
     prompt, completion, cached = (
         sum(getattr(usage, name) for usage in usages)
         for name in ("prompt_tokens", "completion_tokens", "cached_tokens")
