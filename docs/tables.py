@@ -91,9 +91,9 @@ def http_fields_table() -> str:
 
     outputs = ", ".join(f"`structured_outputs.{name}`" for name in requests.MATCHES.values())
     rows = [
-        ("in chats and completions", own(requests.Sampling, requests.Labels)),
-        ("in a chat", own(requests.ChatFields, requests.Sampling)),
-        ("in a completion", own(requests.CompletionFields, requests.Sampling)),
+        ("in chats and completions", own(requests.Choices, requests.Labels)),
+        ("in a chat", own(requests.ChatFields, requests.Choices)),
+        ("in a completion", own(requests.CompletionFields, requests.Choices)),
         ("what an answer matches: one of", f"{outputs}, `structured_outputs.json_object`"),
         ("a caller's own labels, kept nowhere", own(requests.Labels)),
         ("parameters of sampling", ", ".join(f"`{field.name}`" for field in requests.PARAMETERS)),

@@ -27,6 +27,7 @@ from .limits import (
     MAX_KEYS,
     MAX_REQUEST_ID_CHARS,
 )
+from .listed import UNLISTED, listed
 from .messages import FromClient, PublicIn, PublicOut
 
 T = TypeVar("T")
@@ -230,19 +231,27 @@ MAX_NAMED_CHARS = 200
 """Most characters of a name or a value that an error quotes: two lines of a terminal."""
 
 
-def explain(error: Exception, plain: object) -> str:
-    """msgspec's message, with the value that it complains about."""
-    complaint, found, path = (str(error) or type(error).__name__).rpartition(AT)
-    if not found:
-        return shortened(path)
-    text = f"{shortened(complaint)}{AT}{shortened(path)}"
+def explain(error: Exception, plain: object, kind: Any = None) -> str:
+    """msgspec's message, with the value that it complains about and, of one that is not listed in ``kind``, those that
+    are."""
+    said, found, value = complaint(error, plain, kind)
+    return f"{said}{AT}{shortened(found)}{value}" if found else said
+
+
+def complaint(error: Exception, plain: object, kind: Any = None) -> tuple[str, str, str]:
+    """The parts of ``explain``: what is said, the path in msgspec's form (none at the top), and the value's words."""
+    said, found, path = (str(error) or type(error).__name__).rpartition(AT)
+    said, path = (said, path) if found else (path, "")
+    parts = path.partition(ANY_KEY)[0].rstrip("`").replace("[", ".[").split(".")[1:]
+    if said.startswith(UNLISTED) and kind is not None:
+        said = f"Expected `{listed(kind, parts)}`"
     value: Any = plain
-    for part in path.partition(ANY_KEY)[0].rstrip("`").replace("[", ".[").split(".")[1:]:
+    for part in parts:
         try:
             value = value[int(part[1:-1])] if part.startswith("[") else value[part]
         except (KeyError, IndexError, TypeError, ValueError):
-            return text
-    return f"{text}: the value is {brief(value)}"
+            return shortened(said), path, ""
+    return shortened(said), path, f": the value is {brief(value)}"
 
 
 def field_of(error: Exception) -> str | None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from ..codec import convert, field_of
+from ..codec import complaint, convert, field_of
 from ..errors import InvalidRequest, brief
 from ..limits import MAX_GRAMMAR_BYTES, MAX_TOOLS
 from ..sampling import SamplingParams, counted
@@ -135,8 +135,8 @@ def converted(name: str, value: Any, kind: Any) -> Any:
     except msgspec.ValidationError as error:
         field = field_of(error) or ""
         where = name + (field if field[:1] in ("", "[") else f".{field}")
-        said = str(error).partition(" - at `$")[0]
-        raise InvalidRequest(f"{where} is wrong: {said}", param=where) from None
+        said, _, given = complaint(error, value, kind)
+        raise InvalidRequest(f"{where} is wrong: {said}{given}", param=where) from None
 
 
 def with_schema(params: SamplingParams, offered: Offer) -> SamplingParams:

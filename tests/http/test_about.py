@@ -102,3 +102,17 @@ def test_the_page_of_the_api_needs_no_key_and_loads_nothing_from_elsewhere() -> 
     for text in (page.body, script.body, (FOLDER / "style.css").read_bytes()):
         assert b"://" not in text
     assert frontend.get("/openapi.json").status == 200
+
+
+def test_the_document_names_both_ways_to_give_the_key() -> None:
+    document = Scripted(api_key="secret").get("/openapi.json").json
+    ways = document["components"]["securitySchemes"]
+    headers: dict[str, dict[str, str]] = {
+        "key": {"authorization": "Bearer secret"},
+        "x-api-key": {ways["x-api-key"]["name"]: "secret"},
+    }
+    assert document["paths"]["/v1/models"]["get"]["security"] == [{name: []} for name in ways] + [{}]
+    assert ways.keys() == headers.keys()
+    for given in headers.values():
+        assert Scripted(api_key="secret").get("/v1/models", **given).status == 200
+    assert Scripted(api_key="secret").get("/v1/models").status == 401

@@ -179,8 +179,9 @@ NEUTRAL_OUTPUTS = {
 def test_the_document_has_the_one_value_that_a_field_is_taken_with(body: str, fixed: dict[str, Any]) -> None:
     fields = Scripted(Script("a")).get("/openapi.json").json["components"]["schemas"][body]["properties"]
     assert fields["max_tokens"]["anyOf"][0]["minimum"] == (0 if body == "CompletionBody" else 1)
-    told = {name: json.dumps(fields[name]["enum"]) for name in fixed if name != "best_of"}
-    assert told == {name: json.dumps([value, None]) for name, value in fixed.items() if name != "best_of"}
+    told = {name: json.dumps(fields[name]["enum"]) for name in fixed}
+    each = {name: [None] if value is None else [value, None] for name, value in fixed.items()}
+    assert told == {name: json.dumps(values) for name, values in each.items()}
 
 
 @pytest.mark.parametrize(
@@ -212,10 +213,34 @@ def test_a_value_that_is_in_force_anyway_is_honoured(path: str, fields: dict[str
 @pytest.mark.parametrize(
     ("path", "fields", "param", "message"),
     [
-        (TEXT, {"best_of": 2}, "best_of", "best_of=2 is not served here; leave it out, or give 1"),
-        (TEXT, {"n": 2, "best_of": 3}, "best_of", "best_of=3 is not served here"),
-        (TEXT, {"n": 1, "best_of": True}, "best_of", "best_of=True is not served here"),
-        (TEXT, {"best_of": True}, "best_of", "best_of=True is not served"),
+        (
+            TEXT,
+            {"best_of": 2},
+            "best_of",
+            "best_of=2 with n=1: all choices are told; leave it out, or give 1",
+        ),
+        (TEXT, {"n": 2, "best_of": 3}, "best_of", "best_of=3 with n=2"),
+        (
+            TEXT,
+            {"n": 2, "best_of": 1},
+            "best_of",
+            "best_of=1 with n=2: all choices are told; leave it out, or give 2",
+        ),
+        (CHAT, {"n": 3, "best_of": 1}, "best_of", "best_of=1 with n=3"),
+        (TEXT, {"n": 1, "best_of": True}, "best_of", "got `bool`"),
+        (TEXT, {"best_of": 0}, "best_of", ">= 1"),
+        (CHAT, {"store": True}, "store", "store=True is not served here; leave it out, or give false"),
+        (TEXT, {"store": True}, "store", "store=True is not served here; leave it out, or give false"),
+        (CHAT, {"service_tier": "flex"}, "service_tier", 'Expected `"auto" | "default" | null`'),
+        (CHAT, {"tool_choice": "any"}, "tool_choice", '`"auto" | "none" | "required" | object | null`'),
+        (CHAT, {"response_format": {"type": "x"}}, "response_format.type", '"json_schema" | "text"` - at'),
+        (CHAT, {"tools": [TOOL | {"type": "x"}]}, "tools[0].type", 'Expected `"function"` - at'),
+        (
+            CHAT,
+            {"stream": True, "stream_options": {"include_obfuscation": True}},
+            "stream_options.include_obfuscation",
+            "Expected `false | null` - at `$.stream_options.include_obfuscation`: the value is True",
+        ),
         (TEXT, {"suffix": "x"}, "suffix", "no tokens to fill in the middle with; leave it out"),
         (TEXT, {"detokenize": False}, "detokenize", "leave it out, or give true"),
         (CHAT, {"modalities": ["audio"]}, "modalities", 'give ["text"]'),
@@ -350,9 +375,8 @@ def test_the_document_of_the_api_has_every_field_with_its_range() -> None:
     described = Scripted().get("/openapi.json").json["components"]["schemas"]
     for name, kind in (("ChatBody", ChatBody), ("CompletionBody", CompletionBody)):
         assert set(described[name]["properties"]) == set(kind.__struct_fields__)
-        assert (
-            described[name]["properties"]["best_of"]["anyOf"] == described[name]["properties"]["n"]["anyOf"]
-        )
+        [whole, _] = described[name]["properties"]["best_of"]["anyOf"]
+        assert whole == {"type": "integer", "minimum": 1}
         [number, _] = described[name]["properties"]["top_p"]["anyOf"]
         assert (number["exclusiveMinimum"], number["maximum"]) == (0.0, 1.0)
 

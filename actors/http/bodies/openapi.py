@@ -40,6 +40,12 @@ ERRORS = {
     "500": "an error of the service",
     "503": "the service is stopping, or restarting a part of itself; try again after Retry-After seconds",
 }
+KEYS = {
+    "key": {"type": "http", "scheme": "bearer"},
+    "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+}
+"""The ways to give the API key, either of which is enough."""
+
 WITHOUT_BODY = ("401", "421", "500")
 
 
@@ -63,7 +69,7 @@ def document(endpoints: Sequence[Described], version: str, bounds: dict[str, int
         "paths": paths,
         "components": {
             "schemas": components,
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": KEYS,
         },
     }
 
@@ -88,7 +94,7 @@ def operation(endpoint: Described, schema_of: dict[Any, Any]) -> dict[str, Any]:
     described: dict[str, Any] = {
         "summary": endpoint.summary,
         "responses": {"200": {"description": "the answer", "content": content}} | answers,
-        "security": [{"key": []}, {}] if endpoint.key else [],
+        "security": [*({name: []} for name in KEYS), {}] if endpoint.key else [],
     }
     if endpoint.body is not None:
         content = {"application/json": {"schema": schema_of[endpoint.body]}}
@@ -111,5 +117,3 @@ def state_ranges(properties: dict[str, Any], bounds: dict[str, int]) -> None:
                 option["maximum"] = bounds[high] if isinstance(high, str) else high
                 if name == "max_tokens" and "prompt" in properties:
                     option["minimum"] = 0  # with ``echo``: the prompt alone
-    if "best_of" in properties:  # as many as ``n``
-        properties["best_of"] = properties["n"] | {"default": None}

@@ -33,7 +33,6 @@ PARAMETERS = tuple(field for field in msgspec.structs.fields(SamplingParams) if 
 """Sampling parameters that every body has under their own names."""
 
 FIXED: dict[str, Any] = {
-    "best_of": 1,
     "detokenize": True,
     "early_stopping": False,
     "guided_decoding_backend": None,
@@ -43,6 +42,7 @@ FIXED: dict[str, Any] = {
     "return_hidden_states": False,
     "return_tokens_as_token_ids": False,
     "spaces_between_special_tokens": True,
+    "store": False,
     "use_beam_search": False,
 }
 """Fields of other servers that are taken with this value alone, which is what happens here anyway, or null. Clients
@@ -141,12 +141,31 @@ class Sampling(Labels, kw_only=True):
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
 
-    def __post_init__(self) -> None:
-        """The best ``n`` of ``n`` answers are all that there are."""
-        best_of = getattr(self, "best_of", None)
-        if type(best_of) is int and best_of == getattr(self, "n", None):
-            self.best_of = None
-        super().__post_init__()
+
+class JsonSchema(Body, kw_only=True):
+    name: str
+    schema: dict[str, Any]
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Body, kw_only=True):
+    """Asks that the answer be any text, any JSON object, or JSON that matches a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class Choices(Sampling, kw_only=True):
+    """What answers of several choices have in common."""
+
+    best_of: Annotated[int, Meta(ge=1)] | None = None
+    """As many as ``n``: all are told."""
+    response_format: ResponseFormat | None = None
+    return_token_ids: bool | None = None
+    """Each choice has its ``token_ids``; ``prompt_token_ids`` has a chat beside them, and a completion in each."""
+    prompt_logprobs: int | None = None
+    """How many of the most likely tokens at each place of the prompt, with the prompt's own; not in streams."""
 
 
 Message = Annotated[
@@ -164,25 +183,9 @@ Message = Annotated[
 """One message; whatever a model's template knows beyond role and content may stand in it too."""
 
 
-class JsonSchema(Body, kw_only=True):
-    name: str
-    schema: dict[str, Any]
-    description: str | None = None
-    strict: bool | None = None
-
-
-class ResponseFormat(Body, kw_only=True):
-    """Asks that the answer be any text, any JSON object, or JSON that matches a schema."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-
-
-class ChatFields(Sampling, kw_only=True):
+class ChatFields(Choices, kw_only=True):
     """``POST /v1/chat/completions``"""
 
-    store: Literal[False] | None = None
-    """Answers are kept by the Responses API alone."""
     messages: Annotated[list[Message], Meta(min_length=1)]
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
@@ -191,7 +194,6 @@ class ChatFields(Sampling, kw_only=True):
     tools: list[Tool] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    response_format: ResponseFormat | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: Annotated[str, Meta(max_length=64)] | None = None
     """For the chat template; one that does not know it is not given it. So is ``verbosity``."""
@@ -200,17 +202,11 @@ class ChatFields(Sampling, kw_only=True):
     """The prompt ends with the beginning of the next message; by default true."""
     continue_final_message: bool | None = None
     """The answer goes on with the last message."""
-    return_token_ids: bool | None = None
-    """Each answer has its ``token_ids``, and the whole the ``prompt_token_ids``."""
-    prompt_logprobs: int | None = None
-    """How many of the most likely tokens at each place of the prompt, with the prompt's own; not in streams."""
 
 
-class CompletionFields(Sampling, kw_only=True):
+class CompletionFields(Choices, kw_only=True):
     """``POST /v1/completions``"""
 
-    store: Literal[False] | None = None
-    """Answers are kept by the Responses API alone."""
     prompt: str | list[str | int | list[int]]
     """A text, token ids, or a list of either."""
     max_tokens: int | None = None
@@ -218,13 +214,8 @@ class CompletionFields(Sampling, kw_only=True):
     echo: bool | None = None
     add_special_tokens: bool | None = None
     """For prompts that are texts; by default true. Token ids are taken as they are."""
-    response_format: ResponseFormat | None = None
-    return_token_ids: bool | None = None
-    """Each answer has its ``token_ids`` and the ``prompt_token_ids`` too."""
     suffix: str | None = None
     """The text that comes after the answer, for models that fill in the middle."""
-    prompt_logprobs: int | None = None
-    """How many of the most likely tokens at each place of the prompt, with the prompt's own; not in streams."""
 
 
 class TokenizeFields(Body, kw_only=True):
@@ -274,7 +265,13 @@ def completed(name: str, kind: type[B], fixed: Mapping[str, Any]) -> type[B]:
     if issubclass(kind, Sampling):
         fields += [(field.name, field.type | None, None) for field in PARAMETERS]
     fields += [
-        (name, Annotated[Any, Meta(title=name, extra_json_schema={"enum": [value, None]})], None)
+        (
+            name,
+            Annotated[
+                Any, Meta(title=name, extra_json_schema={"enum": [value] if value is None else [value, None]})
+            ],
+            None,
+        )
         for name, value in fixed.items()
     ]  # with a title, since ``typing`` takes annotations that are equal for one, and ``True`` for 1
     made = msgspec.defstruct(
@@ -332,6 +329,9 @@ def sampling_params(body: Sampling, bounds: Limits, **others: Given) -> Asked:
         message = "stream_options.continuous_usage_stats is of no use without include_usage=true"
         raise Problem(400, message, param="stream_options.continuous_usage_stats")
     params = SamplingParams(**given | {name: other.value for name, other in wanted})
+    if isinstance(body, Choices) and body.best_of not in (None, params.n):
+        message = f"best_of={body.best_of} with n={params.n}: all choices are told; leave it out, or give {params.n}"
+        raise Problem(400, message, param="best_of")
     names = {name: other.name for name, other in wanted}
     try:
         params.check(bounds)
@@ -340,7 +340,7 @@ def sampling_params(body: Sampling, bounds: Limits, **others: Given) -> Asked:
     return Asked(params, names)
 
 
-def of_prompt(body: ChatFields | CompletionFields) -> Given:
+def of_prompt(body: Choices) -> Given:
     """The number of logprobs of the prompt that are asked for without its echo."""
     if body.prompt_logprobs is not None and body.stream:
         message = "prompt_logprobs are not streamed; leave out one of prompt_logprobs and stream"

@@ -57,8 +57,6 @@ class ResponseFields(Sampling, kw_only=True):
     include: list[str] | None = None
     client_metadata: dict[str, str] | None = None
     """What a client says about itself; accepted, and kept nowhere."""
-    truncation: Literal["disabled"] | None = None
-    top_logprobs: Literal[0] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 
@@ -73,6 +71,8 @@ FIXED: dict[str, Any] = {
     "prompt": None,
     "prompt_cache_options": None,
     "prompt_cache_retention": None,
+    "top_logprobs": 0,
+    "truncation": "disabled",
 }
 
 ResponseBody = completed("ResponseBody", ResponseFields, FIXED)

@@ -8,7 +8,7 @@ import re
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
@@ -173,7 +173,7 @@ def decode_body(data: bytes | bytearray, kind: type[T]) -> T:
         if str(error).startswith(UNKNOWN):
             message = f"{field} is no field of this request; /openapi.json has those that are: leave it out"
         else:
-            message = complaint(error, data)
+            message = complaint(error, data, kind)
         raise Problem(400, message, param=field) from None
     except RecursionError:
         raise Problem(400, f"the body is nested too deep; the limit is {MAX_DEPTH} lists and maps") from None
@@ -198,9 +198,9 @@ def lone_surrogate(data: bytes | bytearray) -> str:
     return found.decode()
 
 
-def complaint(error: msgspec.ValidationError, data: bytes | bytearray) -> str:
+def complaint(error: msgspec.ValidationError, data: bytes | bytearray, kind: Any) -> str:
     try:
-        return explain(error, msgspec.json.decode(data))
+        return explain(error, msgspec.json.decode(data), kind)
     except NOT_JSON:
         return str(error)
 
