@@ -6,6 +6,7 @@ Every message names the value, the limit and what to do.
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Iterable
 
 BRIEF = reprlib.Repr()
 BRIEF.maxstring = BRIEF.maxother = 80
@@ -107,6 +108,12 @@ def context_length_exceeded(
         param=param,
         code="context_length_exceeded",
     )
+
+
+def not_loaded(field: str, name: str, loaded: Iterable[str]) -> str:
+    """The words that refuse a ``field`` with the name of an adapter that there is not, or no more."""
+    those = ", ".join(sorted(loaded))
+    return f"{field}={brief(name)} is not loaded; {f'those that are: {those}' if those else 'none is'}"
 
 
 BY_CODE: dict[str, type[SlipstreamError]] = {

@@ -66,6 +66,10 @@ MAX_ADAPTER_NAME_CHARS = 256
 MAX_LOGPROBS = 20
 """Largest ``logprobs`` and ``prompt_logprobs``: OpenAI's limit."""
 
+UNLIKELIEST = -9999.0
+"""Told in place of a lower logprob, and of one that is no finite number, as where the model's own weights are none:
+JSON has no other. It is OpenAI's number for a token that cannot be."""
+
 MAX_PROMPT_LOGPROBS = 100_000
 """Most logprobs of one prompt: its tokens times ``1 + prompt_logprobs``."""
 

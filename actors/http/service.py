@@ -19,7 +19,7 @@ from starlette.responses import Response
 from tokenizers import Tokenizer
 
 from ...protocol.client.asynchronous import AsyncClient
-from ...protocol.errors import InvalidRequest, ServiceUnavailable
+from ...protocol.errors import InvalidRequest, ServiceUnavailable, not_loaded
 from ...protocol.limits import Limits
 from ...protocol.messages import LoadedAdapter
 from ...protocol.sampling import SamplingParams
@@ -100,12 +100,6 @@ def most_unread(params: SamplingParams, most_kept: int = 0) -> int:
     return max(MAX_UNREAD_TOKENS // (1 + (params.logprobs or 0)), MIN_UNREAD_STEPS * params.n)
 
 
-def adapters_are(loaded: Sequence[LoadedAdapter]) -> str:
-    """Words about the adapters there are; none if there are none."""
-    names = ", ".join(sorted(repr(adapter.name) for adapter in loaded))
-    return names and f"its adapters are {names}"
-
-
 class Service:
     """The service that this frontend is of."""
 
@@ -184,7 +178,7 @@ class Service:
             # Not by the service's own client, whose question would wait for adapters that are loaded or unloaded.
             loaded = await self.client_of(request).adapters()
             if name not in (adapter.name for adapter in loaded):
-                raise self.not_served(name, adapters_are(loaded))
+                raise self.no_adapter(name, loaded)
         return body
 
     def name_of(self, request: Request) -> str:
@@ -198,8 +192,13 @@ class Service:
         if model is not None and model not in self.names and not (self.adapters and model):
             raise self.not_served(model)
 
+    def no_adapter(self, name: str, loaded: Sequence[LoadedAdapter]) -> Problem:
+        """The refusal of a request for what is neither the model nor one of its adapters."""
+        return self.not_served(name, not_loaded("adapter", name, (adapter.name for adapter in loaded)))
+
     def not_served(self, model: str, adapters: str = "") -> Problem:
-        """The refusal of a request for another model, which says what there is; ``adapters`` are words about these."""
+        """The refusal of a request for another model, which says what there is; ``adapters`` are the words of
+        ``not_loaded``."""
         message = f"the model {model!r:.200} is not served here; this is {' or '.join(map(repr, self.names))}"
         return Problem(
             404, message + (adapters and f", and {adapters}"), param="model", code="model_not_found"

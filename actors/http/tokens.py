@@ -9,11 +9,9 @@ from typing import Any
 
 import tokenizers
 
+from ...protocol.limits import UNLIKELIEST
 from ...protocol.messages import Delta
 from ..text.vocabulary.pieces import Pieces
-
-NONE = -9999.0
-"""OpenAI's number for a token that cannot be: minus infinity is no JSON."""
 
 KNOWN_TOKENS = 16_384
 """Most tokens whose texts and bytes are kept, 300 bytes each; then they are looked up anew."""
@@ -57,7 +55,7 @@ class Tokens:
     def most_likely(self, row: dict[str, float], count: int) -> list[tuple[int, float]]:
         """The ``count`` most likely tokens of a row; the sampled one is in it even if it is none of them."""
         ordered = sorted(row.items(), key=lambda item: -item[1])[:count]
-        return [(int(token), max(logprob, NONE)) for token, logprob in ordered]
+        return [(int(token), max(logprob, UNLIKELIEST)) for token, logprob in ordered]
 
     def for_chat(self, delta: Delta, count: int) -> list[dict[str, Any]]:
         """One entry for each token, as chat completions have it."""
@@ -67,7 +65,7 @@ class Tokens:
             return {"token": text, "logprob": logprob, "bytes": data}
 
         return [
-            entry(token, max(row[str(token)], NONE))
+            entry(token, max(row[str(token)], UNLIKELIEST))
             | {"top_logprobs": [entry(*likely) for likely in self.most_likely(row, count)]}
             for token, row in zip(delta.token_ids, delta.logprobs, strict=True)
         ]
@@ -83,7 +81,7 @@ def prompt_logprobs(
         ordered = enumerate(sorted(row.items(), key=lambda item: -item[1]), 1)
         return {
             token: {
-                "logprob": max(logprob, NONE),
+                "logprob": max(logprob, UNLIKELIEST),
                 "rank": rank if rank <= count else None,
                 "decoded_token": tokens[int(token)][0],
             }
@@ -173,7 +171,7 @@ class TokenTable:
                 found["token_logprobs"].append(None)
                 found["top_logprobs"].append(None)
                 continue
-            found["token_logprobs"].append(max(row[str(token)], NONE))
+            found["token_logprobs"].append(max(row[str(token)], UNLIKELIEST))
             likely = self.tokens.most_likely(row, self.count)
             found["top_logprobs"].append({self.tokens[each][0]: logprob for each, logprob in likely})
         return found

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...protocol.errors import brief
+from ...protocol.errors import brief, not_loaded
 from ...protocol.internal import Adapter, AdapterChanged, Capacity, ChangeAdapter, SetAdapterSlot
 from ...protocol.messages import ADAPTER_GAUGE
 from .prefix import salt_of
@@ -66,14 +66,10 @@ class Adapters:
         if old is not None and old.adapter.name == name:
             slot = old
         if slot is None:
-            return f"adapter={brief(name)} is not loaded; {self.those_loaded()}"
+            return not_loaded("adapter", name, self.by_name)
         sequence.adapter = slot.adapter.id
         sequence.salt = salt_of(sequence.params.cache_salt, f"{slot.serial}".encode())
         return ""
-
-    def those_loaded(self) -> str:
-        """Words about the adapters that requests may name."""
-        return f"those that are: {', '.join(sorted(self.by_name))}" if self.by_name else "none is"
 
     def slot_of(self, adapter: Adapter) -> AdapterSlot:
         self.serial += 1
@@ -153,7 +149,7 @@ class Adapters:
             self.answer(message.number)
             return
         if leaving is None:
-            text = f"name={brief(message.name)} is not loaded; {self.those_loaded()}"
+            text = not_loaded("name", message.name, self.by_name)
             self.answer(message.number, "model_not_found", text)
             return
         leaving.asked.append(message.number)

@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-UNLIKELIEST = -9999.0
-"""Told in place of a logprob that is no finite number, as where the model's own weights are none: JSON has no other."""
+from ...protocol.limits import UNLIKELIEST
 
 
 class Logprobs(NamedTuple):

@@ -38,7 +38,7 @@ def test_the_model_of_a_request_is_its_adapter(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("loaded", "those"), [((), ""), (("verse", "code"), ", and its adapters are 'code', 'verse'")]
+    ("loaded", "those"), [((), "none is"), (("verse", "code"), "those that are: code, verse")]
 )
 @pytest.mark.parametrize("path", ASKED_APART)
 def test_where_the_gateway_is_not_asked_the_name_is_looked_up(
@@ -47,7 +47,10 @@ def test_where_the_gateway_is_not_asked_the_name_is_looked_up(
     frontend = Scripted(Script(loaded=loaded), adapters=True, other_names=["big"])
     reply = frontend.post(path, ASKED_APART[path] | {"model": "sql"})
     assert reply.status == 404
-    expected = f"the model 'sql' is not served here; this is 'slipstream-bundled' or 'big'{those}"
+    expected = (
+        "the model 'sql' is not served here; this is 'slipstream-bundled' or 'big', and adapter='sql' is not loaded;"
+        f" {those}"
+    )
     assert reply.json["error"]["message"] == expected
     assert frontend.get("/v1/models/sql").json["error"]["message"] == expected
 

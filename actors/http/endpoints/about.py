@@ -13,7 +13,7 @@ from starlette.responses import Response
 from ....protocol.errors import DEFAULT_RETRY_AFTER_S, ServiceUnavailable
 from ....protocol.messages import Actors, LoadedAdapter
 from ..errors import retry_after
-from ..service import Service, adapters_are
+from ..service import Service
 
 ANSWER_S = 2.0
 """Time that the gateway has to report on the actors before the service counts as unhealthy: above its restart, and
@@ -33,7 +33,7 @@ async def model(service: Service, request: Request) -> Response:
     loaded = await service.client.adapters() if service.adapters else []
     found = [card for card in model_cards(service, loaded) if card["id"] == name]
     if not found:
-        raise service.not_served(name, adapters_are(loaded))
+        raise service.no_adapter(name, loaded)
     return service.answer(found[0])
 
 

@@ -14,10 +14,6 @@ if TYPE_CHECKING:
     from ..drill.streams import StreamsDrill
 
 
-MOST_STREAMS = 65_536
-"""As many as a service can run at once."""
-
-
 def target(name: str) -> str:
     """What ``--kill`` names."""
     from ..drill.replicas import TARGETS
@@ -91,11 +87,12 @@ def run(found: argparse.Namespace) -> int:
 
     from ..arguments import write_json
     from ..drill.result import clean, summary
+    from ..options.serve import MOST_SEQUENCES
     from ..protocol.errors import InvalidRequest, SlipstreamError
 
-    if found.streams > MOST_STREAMS:
+    if found.streams > MOST_SEQUENCES:
         raise InvalidRequest(
-            f"--streams {found.streams} is out of range; it must be at most {MOST_STREAMS:,}"
+            f"--streams {found.streams} is out of range; it must be at most {MOST_SEQUENCES:,}"
         )
     if found.dtype is not None and found.device == "emulated":
         raise InvalidRequest("--dtype has no effect on the emulated device; add --device cpu or leave it out")

@@ -15,6 +15,10 @@ from ..runtime.options.table import changed, option
 from ..runtime.options.values import size
 from .access import check_access, http_error, key_error
 
+MOST_SEQUENCES = 65_536
+"""Most that a service can run at once."""
+
+
 EVERYDAY = "everyday"
 BATCHING = "batching and memory"
 LIFE = "life of the process"
@@ -191,7 +195,7 @@ class ServeOptions:
     )
 
     max_num_seqs: int = option(
-        256, "most sequences that run at once", group=BATCHING, metavar="N", low=1, high=65_536
+        256, "most sequences that run at once", group=BATCHING, metavar="N", low=1, high=MOST_SEQUENCES
     )
     max_num_batched_tokens: int | None = option(
         None,
