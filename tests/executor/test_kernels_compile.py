@@ -355,7 +355,7 @@ def kernels() -> dict[str, Any]:
     from slipstream.actors.executor.attention import (
         triton_attend,
         triton_invariant,
-        triton_partition,
+        triton_partition_kernel,
         triton_write,
     )
     from slipstream.actors.executor.model.adapters import extend
@@ -370,7 +370,8 @@ def kernels() -> dict[str, Any]:
     from slipstream.actors.executor.step import kernels as step
 
     attention = (
-        ("attention", module) for module in (triton_attend, triton_invariant, triton_partition, triton_write)
+        ("attention", module)
+        for module in (triton_attend, triton_invariant, triton_partition_kernel, triton_write)
     )
 
     return {

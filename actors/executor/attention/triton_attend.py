@@ -12,8 +12,8 @@ from __future__ import annotations
 import triton.language as tl
 
 from ..triton_tools.kernel import follow, jit
-from .triton_common import STEP_INPUTS
-from .triton_partition import ITEM_FIELDS, first_seen
+from .triton_common import STEP_INPUTS, first_seen
+from .triton_partition_kernel import ITEM_FIELDS
 from .triton_softmax import LOG2E, attend
 
 

@@ -24,8 +24,9 @@ from ..cache.paged import PagedBatch
 from ..triton_tools.kernel import FOLLOWING, follow, jit
 from .triton_attend import keys_of, load_queries, places_of
 from .triton_backend import TritonAttention, device_limits
-from .triton_common import STEP_INPUTS, pad, pad_value
-from .triton_partition import ITEM_FIELDS, WorkPartition, first_seen, partition_work
+from .triton_common import STEP_INPUTS, first_seen, pad, pad_value
+from .triton_partition import WorkPartition, partition_work
+from .triton_partition_kernel import ITEM_FIELDS
 from .triton_softmax import LOG2E, MASKED, softcapped
 
 LEAST_SPLIT = 512

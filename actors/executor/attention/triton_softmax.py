@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton.language as tl
 
 from ..triton_tools.kernel import PTX, jit
-from .triton_partition import first_seen
+from .triton_common import first_seen
 
 LOG2E = tl.constexpr(1.4426950408889634)
 MASKED = tl.constexpr(-1.0e30)
