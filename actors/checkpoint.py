@@ -21,6 +21,9 @@ from ..protocol.errors import InvalidRequest, ModelNotSupported
 SERVED_FILES = ("*.json", "*.safetensors", "*.jinja")
 """What is fetched of a model on the Hub. Pickled weights are not: a pickle can run any code."""
 
+PICKLES = (".bin", ".pt", ".pth")
+"""The ends of the names that they have."""
+
 DEFAULT_TEMPLATE = "default"
 """The name of a chat template that has none."""
 
@@ -64,10 +67,10 @@ class Checkpoint:
 
     @property
     def vocab_size(self) -> int:
-        """Size of the vocabulary that the logits have; InvalidRequest if the configuration states none."""
+        """Size of the vocabulary that the logits have; ModelNotSupported if the configuration states none."""
         found = decoder_config(self.config).get("vocab_size")
         if not isinstance(found, int):
-            raise InvalidRequest(
+            raise ModelNotSupported(
                 f"{self.folder / 'config.json'} has no vocab_size; is it a causal language model?"
             )
         return found
@@ -86,9 +89,7 @@ class Checkpoint:
         if files:
             return
         looked_for = "model.safetensors or model.safetensors.index.json"
-        pickles = sorted(
-            file.name for file in self.folder.iterdir() if file.suffix in (".bin", ".pt", ".pth")
-        )
+        pickles = sorted(file.name for file in self.folder.iterdir() if file.suffix in PICKLES)
         if pickles:
             raise InvalidRequest(
                 f"model {str(self.folder)!r}: the folder has no {looked_for}, and {pickles[0]} is not read, since a "

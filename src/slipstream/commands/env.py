@@ -37,7 +37,7 @@ def declare(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument(
         "--model",
         metavar="M",
-        help="a local folder or a hub name; only its configuration is read, and its weights are not fetched."
+        help="a local folder or a hub name; its weights are neither read nor fetched."
         " The exit code is 0 if it is supported, 4 if it is not",
     )
     add_arguments(parser, ServeOptions, only=SIZING)
@@ -94,19 +94,25 @@ def devices() -> list[str]:
 
 
 def check_model(model: str, options: ServeOptions) -> int:
-    """Whether a model is supported as far as its configuration shows, why not, and what memory it takes."""
+    """Whether a model is supported as far as its folder shows, why not, and what memory it takes."""
     from ..actors.executor.model.skipped_imports import skip_imports
 
     skip_imports()
+    from ..actors.checkpoint import open_checkpoint
     from ..actors.executor.model.loading.estimate import estimate
     from ..protocol.errors import InvalidRequest, ModelNotSupported
+    from ..serving.model_folder import check_files, describe
 
     try:
-        found = estimate(model, options.dtype, options.kv_cache_dtype)
+        checkpoint = open_checkpoint(model, ["*.json", "*.jinja"])
+        found = estimate(checkpoint.folder, options.dtype, options.kv_cache_dtype)
+        describe(options, checkpoint)
+        lacking = check_files(checkpoint)
     except ModelNotSupported as refused:
         show("model", f"{model}: not supported: {refused}")
         return FAILED
-    limit, length = found.max_model_len, options.max_model_len or found.max_model_len
+    limit = checkpoint.max_model_len or (options.max_model_len and found.max_model_len)
+    length = options.max_model_len or limit
     if limit is not None and length is not None and length > limit:
         raise InvalidRequest(f"max_model_len={length} is over the model's own limit of {limit} tokens")
     show(
@@ -116,6 +122,8 @@ def check_model(model: str, options: ServeOptions) -> int:
     if found.left_out:
         parts = " and ".join(found.left_out)
         show("text", f"the language model alone, without {parts}; a picture in a request is an error")
+    for name in lacking:
+        show("lacks", f"{name}: a service needs it")
     show_parts(found)
     size, each = options.block_size, f"{in_bytes(found.kv_bytes_per_token)} for each token"
     if length is None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .. import __version__, actors
-from ..actors.checkpoint import Checkpoint, chat_template_sources, open_checkpoint, read_template
+from ..actors.checkpoint import open_checkpoint
 from ..actors.executor.devices.kinds import uses_gpu
 from ..actors.options import (
     DetokenizerOptions,
@@ -21,15 +21,14 @@ from ..actors.options import (
 )
 from ..options.serve import ServeOptions, adapters_of
 from ..protocol.endpoints import check_endpoint
-from ..protocol.errors import InvalidRequest, ModelNotSupported
-from ..protocol.formats.formats import formats_of
-from ..protocol.limits import MAX_FRAME_BYTES, MAX_STOP_TOKEN_IDS, Limits
+from ..protocol.limits import Limits
 from ..protocol.messages import Formats
 from ..protocol.paths import absolute_path
 from ..runtime.machine.memory import available
 from ..runtime.supervision.children import ChildSpec
 from .banner import announce_service
 from .child_specs import chat_template_of, child, http_options
+from .model_folder import describe, limits_for
 from .running import specify_and_run
 
 ACTOR_HANGS_S = 10.0
@@ -37,10 +36,6 @@ ACTOR_HANGS_S = 10.0
 
 EMULATED_STEP_MS = 5.0
 """Time of an emulated step without ``--emulated-step-ms``: about that of 8B on an H200."""
-
-BYTES_PER_TOKEN = 16
-"""Most bytes that a prompt may have for each token of the longest context. Prose and code have two to six a token in
-any vocabulary, tables and deep indentation up to ten; only long runs of one character have more."""
 
 SPARE_BYTES = 2 << 30
 """Memory that has to be free for a spare executor on a CPU unless one is asked for: several times what it takes."""
@@ -59,17 +54,17 @@ def service_specs(options: ServeOptions, directory: Path) -> list[ChildSpec]:
     needs_weights = options.device != "emulated" and options.load_format != "dummy"
     if needs_weights:
         checkpoint.check_weights()  # the executor would do it too, seconds later
-    limits = limits_for(options, checkpoint)
+    found = describe(options, checkpoint)
+    limits = limits_for(options, checkpoint, found)
     endpoint = options.endpoint or f"ipc://{directory}/gateway"
     endpoint = check_endpoint(endpoint, insecure=options.insecure or options.curve_keys is not None)
     model = ModelOptions(
         model=str(checkpoint.folder),
         vocab_size=limits.vocab_size,
         max_model_len=limits.max_model_len,
-        eos_token_ids=tuple(checkpoint.eos_token_ids()),
+        eos_token_ids=found.eos_token_ids,
     )
-    formats = formats_for(options, checkpoint)
-    gateway = gateway_options(options, endpoint, limits, formats)
+    gateway = gateway_options(options, endpoint, limits, found.formats)
     http = None
     if options.http is not None:
         http = http_options(options, options.http, model.model, options.served_names, limits)
@@ -83,7 +78,7 @@ def service_specs(options: ServeOptions, directory: Path) -> list[ChildSpec]:
         *spares(options, ranks[0]),
         *ranks,
         child("scheduler", "scheduler.scheduler", scheduler_options(options, model)),
-        child("detokenizer", "text.detokenizer", DetokenizerOptions(**vars(model), formats=formats)),
+        child("detokenizer", "text.detokenizer", DetokenizerOptions(**vars(model), formats=found.formats)),
         child("tokenizer", "text.tokenizer", tokenizer_options(options, model, gateway)),
         child("gateway", "gateway.gateway", gateway, waits=True),
     ]
@@ -91,28 +86,6 @@ def service_specs(options: ServeOptions, directory: Path) -> list[ChildSpec]:
         children.append(child("http", "http.build", http, waits=True, frontend_of="gateway"))
     hang_timeout_s = ACTOR_HANGS_S if options.hang_timeout is None else options.hang_timeout
     return [replace(spec, hang_timeout_s=hang_timeout_s) for spec in children]
-
-
-def limits_for(options: ServeOptions, checkpoint: Checkpoint) -> Limits:
-    """The limits of a request; ``InvalidRequest`` where the model's own length is unknown or exceeded."""
-    limit = checkpoint.max_model_len
-    if limit is None and options.max_model_len is None:
-        raise InvalidRequest("the model's config.json states no length; give --max-model-len")
-    length = options.max_model_len or limit or 0
-    if limit is not None and length > limit:
-        raise InvalidRequest(f"max_model_len={length} is over the model's own limit of {limit} tokens")
-    ends = len(checkpoint.eos_token_ids())
-    if ends > MAX_STOP_TOKEN_IDS:
-        raise ModelNotSupported(
-            f"{checkpoint.folder} names {ends} tokens that end an answer; the limit is {MAX_STOP_TOKEN_IDS}"
-        )
-    return Limits(
-        max_model_len=length,
-        vocab_size=checkpoint.vocab_size,
-        max_prompt_bytes=min(MAX_FRAME_BYTES // 2, max(65_536, BYTES_PER_TOKEN * length)),
-        max_stop_token_ids=MAX_STOP_TOKEN_IDS - ends,
-        max_queued_requests=options.max_queued_requests,
-    )
 
 
 def executors(
@@ -162,22 +135,6 @@ def spares(options: ServeOptions, executor: ChildSpec) -> list[ChildSpec]:
         return []
     prepare = f"{actors.__name__}.executor.start.prepare:prepare"
     return [replace(executor, name="executor.spare", group=None, prepare=prepare, from_the_first=not gpu)]
-
-
-def formats_for(options: ServeOptions, checkpoint: Checkpoint) -> Formats:
-    """The formats in which the model writes thoughts and calls: as stated, or as its chat template has them."""
-    file = chat_template_of(options)
-    if file is None:
-        template = "\n".join(chat_template_sources(checkpoint.folder).values())
-    else:
-        template = read_template(Path(file))
-    found = formats_of(template, str(checkpoint.config.get("model_type", "")))
-    tool_calls = options.tool_call_parser or found.tool_calls
-    return Formats(
-        reasoning=options.reasoning_parser or found.reasoning,
-        tool_calls=tool_calls,
-        strict=tool_calls is not None,
-    )
 
 
 def gateway_options(options: ServeOptions, endpoint: str, limits: Limits, formats: Formats) -> GatewayOptions:

@@ -23,7 +23,7 @@ from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from slipstream.options.serve import ServeOptions
-from slipstream.serving.service import limits_for
+from slipstream.serving.model_folder import describe, limits_for
 
 LONGROPE = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
 
@@ -105,9 +105,10 @@ def test_more_end_tokens_than_a_sequence_slot_holds_are_refused(tmp_path: Path) 
     config = {"model_type": "llama", "vocab_size": 100, "max_position_embeddings": 64}
     checkpoint = write(tmp_path, config=config | {"eos_token_id": list(range(65))})
     with pytest.raises(ModelNotSupported, match="names 65 tokens that end an answer; the limit is 64"):
-        limits_for(ServeOptions(), checkpoint)
+        describe(ServeOptions(), checkpoint)
     checkpoint = write(tmp_path, config=config | {"eos_token_id": list(range(64))})
-    assert limits_for(ServeOptions(), checkpoint).max_stop_token_ids == 0
+    found = describe(ServeOptions(), checkpoint)
+    assert limits_for(ServeOptions(), checkpoint, found).max_stop_token_ids == 0
 
 
 @pytest.mark.parametrize(
@@ -161,7 +162,7 @@ def test_a_chat_template_is_text_in_utf_8(name: str, tmp_path: Path) -> None:
 
 
 def test_a_configuration_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match=r"config\.json has no vocab_size"):
+    with pytest.raises(ModelNotSupported, match=r"config\.json has no vocab_size"):
         _ = write(tmp_path, config={"model_type": "resnet"}).vocab_size
 
 

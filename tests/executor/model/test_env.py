@@ -1,4 +1,4 @@
-"""``slipstream env --model``: supported or not, why, and how much memory, from a configuration alone."""
+"""``slipstream env --model``: supported or not, why, and how much memory, from a folder without its weights."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import pytest
 import torch
 from slipstream.actors.executor.model.loading.estimate import estimate
 from slipstream.actors.executor.model.loading.load import load_model
+from slipstream.protocol.errors import ModelNotSupported
 from tiny_models import make_config
 
 from slipstream import cli
-from slipstream.serving.service import BUNDLED_MODEL
+from slipstream.options.serve import ServeOptions
+from slipstream.serving.service import BUNDLED_MODEL, service_specs
 
 LLAMA_8B = {
     "model_type": "llama",
@@ -41,7 +43,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 @pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16"])
 def test_the_estimate_is_what_the_loaded_model_takes(dtype: str) -> None:
     loaded = load_model(str(BUNDLED_MODEL), device=torch.device("cpu"), dtype=dtype)
-    found = estimate(str(BUNDLED_MODEL), dtype)
+    found = estimate(BUNDLED_MODEL, dtype)
     assert found.weight_bytes == loaded.weight_bytes
     assert found.kv_bytes_per_token == loaded.layout.bytes_per_block(1, loaded.dtype)
     assert (found.dtype, found.max_model_len) == (str(loaded.dtype)[6:], loaded.max_model_len)
@@ -79,7 +81,7 @@ def test_states_are_told_with_what_they_take(capsys: pytest.CaptureFixture[str],
     assert f"states       recurrent layers: {each:,} bytes of state for each sequence" in out
     assert "mamba-ssm" in out
     assert "cache        0 bytes for each token" in out
-    found = estimate(str(tmp_path))
+    found = estimate(tmp_path)
     assert found.state_bytes == each
     assert found.weight_bytes + 4 * each == found.bytes_for(3, 1000, 16), "three, and the slot of padding"
 
@@ -124,7 +126,7 @@ def test_it_is_told_whether_a_model_can_be_batch_invariant(
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "qwen3_next", "granitemoehybrid", "qwen3_5_moe"])
 def test_experts_are_measured_in_any_dtype(family: str, dtype: str, tmp_path: Path) -> None:
     make_config(family).save_pretrained(tmp_path)
-    assert estimate(str(tmp_path), dtype).weight_bytes > 0
+    assert estimate(tmp_path, dtype).weight_bytes > 0
 
 
 @pytest.mark.parametrize(
@@ -179,9 +181,7 @@ def test_what_weights_in_8_bits_take_is_told(capsys: pytest.CaptureFixture[str],
     rows = 4096 + 2 * 1024 + 4096 + 2 * 14336 + 4096
     layer = 4096 * (4096 + 2 * 1024 + 4096 + 3 * 14336)
     others = 2 * (2 * 128256 * 4096 + 65 * 4096)
-    assert estimate(str(tmp_path)).quantized_bytes == pytest.approx(
-        32 * (layer + 4 * rows) + others, rel=1e-6
-    )
+    assert estimate(tmp_path).quantized_bytes == pytest.approx(32 * (layer + 4 * rows) + others, rel=1e-6)
     assert "quantized    no; with --quantization fp8 or int8 its weights take 8.463 GiB on a GPU\n" in out
     assert code == 0
     make_config("mamba").save_pretrained(tmp_path)
@@ -207,7 +207,7 @@ def test_a_configuration_without_a_length_is_told_as_it_would_be_to_serve(
 
 
 def test_a_request_takes_whole_blocks() -> None:
-    found = estimate(str(BUNDLED_MODEL))
+    found = estimate(BUNDLED_MODEL)
     assert found.cache_bytes(17, 16) == found.cache_bytes(32, 16) == 32 * found.kv_bytes_per_token
 
 
@@ -229,6 +229,81 @@ def test_a_model_that_is_not_supported_is_told_with_the_reason_and_exit_code_4(
     assert "not supported: " in out
     assert why in out
     assert err == ""
+
+
+LLAMA = {"model_type": "llama", "num_hidden_layers": 1, "vocab_size": 300, "max_position_embeddings": 64}
+
+REFUSED_FILES: dict[str, tuple[dict[str, str], str]] = {
+    "many end tokens": (
+        {"config.json": json.dumps(LLAMA | {"eos_token_id": list(range(65))})},
+        "names 65 tokens that end an answer; the limit is 64",
+    ),
+    "end tokens of another type": (
+        {"generation_config.json": '{"eos_token_id": "x"}'},
+        "names 'x' as eos_token_id",
+    ),
+    "an added token without an id": (
+        {"tokenizer_config.json": '{"eos_token": "x", "added_tokens_decoder": {"y": {"content": "x"}}}'},
+        "are no tokens by their ids",
+    ),
+    "a vocabulary of nobody": (
+        {"config.json": json.dumps({key: LLAMA[key] for key in LLAMA if key != "vocab_size"})},
+        "has no vocab_size",
+    ),
+    "a template that is no text": (
+        {"tokenizer_config.json": '{"chat_template": 7}'},
+        "has 7 as chat_template",
+    ),
+    "no JSON": ({"generation_config.json": "{"}, "generation_config.json is not JSON"),
+}
+"""Files of a folder that no service starts with, and the reason."""
+
+
+@pytest.mark.parametrize("name", REFUSED_FILES)
+def test_a_folder_that_no_service_starts_with_is_refused_with_the_same_reason(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
+) -> None:
+    files, why = REFUSED_FILES[name]
+    for file, text in ({"config.json": json.dumps(LLAMA)} | files).items():
+        (tmp_path / file).write_text(text)
+    with pytest.raises(ModelNotSupported) as refused:
+        service_specs(ServeOptions(model=str(tmp_path), load_format="dummy"), tmp_path)
+    assert why in str(refused.value)
+    code, out, err = run(capsys, "--model", str(tmp_path))
+    assert (code, err) == (4, "")
+    assert f"not supported: {refused.value}\n" in out
+
+
+@pytest.mark.parametrize(
+    ("file", "why"),
+    [
+        ("tokenizer.json", "cannot be read as a tokenizer"),
+        ("tokenizer.model", "only tokenizer.model, which is not read"),
+        ("pytorch_model.bin", "pytorch_model.bin is not read, since a pickle can run any code"),
+    ],
+)
+def test_a_tokenizer_or_weights_that_are_not_read_are_no_support(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, file: str, why: str
+) -> None:
+    """Those that are not there yet may come."""
+    folder_with(tmp_path, LLAMA)
+    code, out, _ = run(capsys, "--model", str(tmp_path))
+    assert code == 0
+    assert "lacks        tokenizer.json: a service needs it\n" in out
+    (tmp_path / file).write_text("{}")
+    code, out, err = run(capsys, "--model", str(tmp_path))
+    assert (code, err) == (4, "")
+    assert why in out
+
+
+def test_a_length_that_is_not_stated_is_none_by_default(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """transformers has 2,048 for a llama that states none; a service asks for one."""
+    unstated = {key: LLAMA[key] for key in LLAMA if key != "max_position_embeddings"}
+    code, out, _ = run(capsys, "--model", folder_with(tmp_path, unstated))
+    assert code == 0
+    assert "length       config.json states none: give --max-model-len" in out
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .....protocol.errors import InvalidRequest, ModelNotSupported
-from ....checkpoint import max_model_len, open_checkpoint
+from ....checkpoint import max_model_len
 from ...cache.layout import cache_dtype
 from ...ranks.shard import check_heads, plan_of
 from ..adapters.adapters import projections_of
@@ -65,13 +66,13 @@ class Estimate:
         return self.weight_bytes + requests * self.cache_bytes(tokens, block_size) + states
 
 
-def estimate(path_or_name: str, dtype: str = "auto", kv_cache_dtype: str = "auto") -> Estimate:
-    """Read the configuration of a folder or of a model on the Hub, and lay the model out without memory.
+def estimate(folder: Path, dtype: str = "auto", kv_cache_dtype: str = "auto") -> Estimate:
+    """Read the configuration in a folder and lay the model out without memory.
 
-    ``ModelNotSupported`` has the reason if it is not served; ``InvalidRequest`` if there is no such model.
+    ``ModelNotSupported`` has the reason if it is not served.
     """
     assert dtype in DTYPES
-    config = load_config(open_checkpoint(path_or_name, ["config.json"]).folder)
+    config = load_config(folder)
     text = language_model_config(config)
     own = getattr(text, "dtype", None) or torch.float32
     model = model_on_meta(config, own if dtype == "auto" else getattr(torch, dtype))
