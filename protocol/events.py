@@ -82,7 +82,7 @@ class Ending(msgspec.Struct, frozen=True):
     reason: str
 
 
-class Counted(msgspec.Struct, frozen=True):
+class HostCounters(msgspec.Struct, frozen=True):
     """The counters of the hosts of all actors, since the start of the service."""
 
     counters: dict[str, float]

@@ -33,7 +33,7 @@ class NotKept(SlipstreamError):
     """The keeper is not there, or does not answer."""
 
 
-class Refused(NotKept):
+class KeeperRefused(NotKept):
     """The keeper does not do it."""
 
 
@@ -86,7 +86,7 @@ class Keeper:
                     self.ask(connection, KEEP, files)
                     connection.settimeout(None)
                     connection.recv(1)  # it says nothing more: this is its end
-            except Refused as error:
+            except KeeperRefused as error:
                 logger.warning("%s is not kept: %s", self.name.decode(), error)
                 return
             except (NotKept, OSError):
@@ -130,5 +130,5 @@ class Keeper:
         if not answer:
             raise NotKept("the keeper has ended")
         if answer != DONE:
-            raise Refused(f"the keeper does not take {len(files)} files under this name")
+            raise KeeperRefused(f"the keeper does not take {len(files)} files under this name")
         return found

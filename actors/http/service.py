@@ -31,7 +31,7 @@ from .defaults import Defaults
 from .errors import STOPPED, Names, Problem, as_written
 from .logprob_lists import MANY, LogprobBudget
 from .responses.store import Store
-from .tokens import Tokens
+from .tokens import TokenTexts
 from .transport.events import Batches
 from .transport.uploads import Uploads
 
@@ -139,7 +139,7 @@ class Service:
         self.metrics_prefix = metrics_prefix
         tokenizer, chat_templates = texts
         self.prompts = Prompts(tokenizer, chat_templates, self.bounds.max_prompt_bytes, sanitize=sanitize)
-        self.tokens = Tokens(tokenizer)
+        self.tokens = TokenTexts(tokenizer)
         self.started = int(time.time())
         self.draining = False
         self.stopped = False

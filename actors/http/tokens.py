@@ -17,7 +17,7 @@ KNOWN_TOKENS = 16_384
 """Most tokens whose texts and bytes are kept, 300 bytes each; then they are looked up anew."""
 
 
-class Tokens:
+class TokenTexts:
     """The text and the bytes of each token of a vocabulary."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
@@ -72,7 +72,7 @@ class Tokens:
 
 
 def prompt_logprobs(
-    tokens: Tokens, rows: Sequence[dict[str, float] | None], count: int
+    tokens: TokenTexts, rows: Sequence[dict[str, float] | None], count: int
 ) -> list[dict[str, Any] | None]:
     """The logprobs of a prompt as vLLM has them: by token id, with its rank among the ``count`` most likely. A token of
     the prompt that is none of these has no rank."""
@@ -144,7 +144,7 @@ class TokenTable:
 
     def __init__(
         self,
-        tokens: Tokens,
+        tokens: TokenTexts,
         count: int,
         offset: int = 0,
         *,

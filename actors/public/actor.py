@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from ...protocol.events import ClientBlocked, ClientGone, ClientMessage, Counted, Drain
+from ...protocol.events import ClientBlocked, ClientGone, ClientMessage, Drain, HostCounters
 from ...protocol.internal import Spans
 from ...protocol.limits import PROTOCOL, Limits
 from ...protocol.messages import (
@@ -67,7 +67,7 @@ class PublicActor(Actor):
             ClientBlocked: self.connections.on_blocked,
             Spans: self.timelines.on_spans,
             Drain: self.on_drain,
-            Counted: self.on_counted,
+            HostCounters: self.on_host_counters,
             Actors: self.on_actors,
         }
         self.public: dict[type, Callable[[Connection, Any, float], None]] = {
@@ -182,8 +182,8 @@ class PublicActor(Actor):
 
     # --- looking inside ---------------------------------------------------------------------------
 
-    def on_counted(self, counted: Counted, now: float) -> None:
-        self.host_counters |= counted.counters
+    def on_host_counters(self, message: HostCounters, now: float) -> None:
+        self.host_counters |= message.counters
 
     def on_get_actors(self, connection: Connection, message: GetActors, now: float) -> None:
         due = now + SUPERVISOR_S

@@ -29,7 +29,7 @@ from .grammars.calls import CallMarkup
 from .grammars.grammar import GrammarCompiler, compiler_of
 from .grammars.notation import as_llguidance
 from .prompts.chat_template import ChatTemplates
-from .prompts.prompts import ENCODING_BUDGET_S, MAX_PROMPT_BYTES, Prompts, Steps, load_texts, settled
+from .prompts.prompts import ENCODING_BUDGET_S, MAX_PROMPT_BYTES, PromptEncoding, Prompts, load_texts, settled
 from .thoughts import ThoughtTokens
 
 if TYPE_CHECKING:
@@ -49,11 +49,11 @@ CHARACTERS_PER_SECOND = 1_000_000
 class Waiting:
     """A prompt that is being encoded, or waits for it."""
 
-    __slots__ = ("asked_at", "calls", "left", "spent_s", "steps", "submit")
+    __slots__ = ("asked_at", "calls", "encoding", "left", "spent_s", "submit")
 
-    def __init__(self, submit: Submit, prompt_of: Callable[[Waiting], Steps], now: float) -> None:
+    def __init__(self, submit: Submit, prompt_of: Callable[[Waiting], PromptEncoding], now: float) -> None:
         self.submit = submit
-        self.steps = prompt_of(self)
+        self.encoding = prompt_of(self)
         self.calls = ""
         """As in ``Enqueue``; known when the prompt has been checked."""
         self.asked_at = now
@@ -173,7 +173,7 @@ class Tokenizer(Actor):
                     f" is {ENCODING_BUDGET_S:g} s: shorten it, or send token ids",
                     param=field_of_prompt(submit),
                 )
-            waiting.left = next(waiting.steps)
+            waiting.left = next(waiting.encoding)
             return
         except StopIteration as end:
             self.pass_on(waiting, end.value)
@@ -215,7 +215,7 @@ class Tokenizer(Actor):
         grammar = submit.params.grammar is not None or waiting.calls
         return self.thoughts.rule(prompt) if conversation and grammar else ""
 
-    def prompt_of(self, waiting: Waiting) -> Steps:
+    def prompt_of(self, waiting: Waiting) -> PromptEncoding:
         """Encode and check the prompt of a request; InvalidRequest if it cannot be served."""
         submit = waiting.submit
         prompt = yield from self.token_ids(submit)
@@ -240,7 +240,7 @@ class Tokenizer(Actor):
         self.refused += 1
         self.send("gateway", Refused(request, code, message[:MAX_MESSAGE_CHARS], param))
 
-    def token_ids(self, submit: Submit) -> Steps:
+    def token_ids(self, submit: Submit) -> PromptEncoding:
         prompt = submit.prompt
         most = self.max_model_len if submit.params.truncate_prompt_tokens is None else None
         if prompt is None:

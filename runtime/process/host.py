@@ -25,9 +25,9 @@ from ...protocol.events import (
     ClientGone,
     ClientMessage,
     Completed,
-    Counted,
     Drain,
     Ending,
+    HostCounters,
     PeerDown,
     PeerUp,
     WatchedFile,
@@ -317,7 +317,7 @@ class Host:
                 self.draining = True
                 self.handle(b"", Drain(message.returning_s))
             elif isinstance(message, control.ReportCounters):
-                self.handle(HostAddress.SUPERVISOR, Counted(message.counters))
+                self.handle(HostAddress.SUPERVISOR, HostCounters(message.counters))
             elif message is None:
                 self.stopped = True
             elif isinstance(message, control.Stop):

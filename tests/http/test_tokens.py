@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from scripted import Script, Scripted
-from slipstream.actors.http.tokens import Offsets, Tokens, TokenTable
+from slipstream.actors.http.tokens import Offsets, TokenTable, TokenTexts
 from slipstream.actors.text.vocabulary.pieces import Pieces
 from slipstream.actors.text.vocabulary.tokenizer_files import load_tokenizer
 from slipstream.protocol.messages import Delta, Usage
@@ -53,7 +53,7 @@ def test_each_token_begins_where_the_text_of_those_before_it_ends(text: str) -> 
 def test_bytes_and_special_tokens_do_not_count_by_their_names() -> None:
     tokenizer = load_tokenizer(Path(BUNDLED_MODEL))
     ids = [*tokenizer.encode("The 世 cat", add_special_tokens=False).ids, 4, 4]
-    table = TokenTable(Tokens(tokenizer), 0).take(ids, [None, *({str(token): -1.0} for token in ids[1:])])
+    table = TokenTable(TokenTexts(tokenizer), 0).take(ids, [None, *({str(token): -1.0} for token in ids[1:])])
     assert table["tokens"][2:5] == ["bytes:\\xe4", "bytes:\\xb8", "bytes:\\x96"]
     assert table["text_offset"] == [0, 3, 4, 4, 4, 5, 9, 9]
 
@@ -63,7 +63,7 @@ def test_special_tokens_take_the_place_of_their_names_where_the_text_has_them() 
     special, cat = 0, tokenizer.encode("cat", add_special_tokens=False).ids
     ids = [special, *cat, special, *cat]
     expected = [len(tokenizer.decode(ids[:count], skip_special_tokens=False)) for count in range(len(ids))]
-    table = TokenTable(Tokens(tokenizer), 0, named=True).take(ids, [None] * len(ids))
+    table = TokenTable(TokenTexts(tokenizer), 0, named=True).take(ids, [None] * len(ids))
     assert table["text_offset"] == expected
     assert expected[1] > 0
 
@@ -82,21 +82,21 @@ def test_special_tokens_of_a_prompt_take_the_place_that_they_have_in_its_text() 
     bundled = load_tokenizer(Path(BUNDLED_MODEL))
     text = "q <|end|> x<|user|>y"
     ids = bundled.encode(text, add_special_tokens=False).ids
-    table = TokenTable(Tokens(bundled), 0, written=text).take(ids, [None] * len(ids))
+    table = TokenTable(TokenTexts(bundled), 0, written=text).take(ids, [None] * len(ids))
     assert table["tokens"] == ["q", " ", "<|end|>", " ", "x", "<|user|>", "y"]
     assert table["text_offset"] == [0, 1, 2, 9, 10, 11, 19]
 
-    first = TokenTable(Tokens(bundled), 0, written="<|end|>q").take([4, 85], [None] * 2)
+    first = TokenTable(TokenTexts(bundled), 0, written="<|end|>q").take([4, 85], [None] * 2)
     assert first["text_offset"] == [0, 7]
 
-    added = TokenTable(Tokens(sentencepiece()), 0, written="The<s> cat").take([0, 1, 0, 2], [None] * 4)
+    added = TokenTable(TokenTexts(sentencepiece()), 0, written="The<s> cat").take([0, 1, 0, 2], [None] * 4)
     assert added["text_offset"] == [0, 0, 3, 6]
 
 
 def test_an_answer_that_ends_a_character_of_its_prompt_begins_with_it() -> None:
     """Four bytes, of which the prompt has the first one, two or three."""
     tokenizer = load_tokenizer(Path(BUNDLED_MODEL))
-    tokens = Tokens(tokenizer)
+    tokens = TokenTexts(tokenizer)
     ids = tokenizer.encode("The 😀 cat", add_special_tokens=False).ids
     whole = TokenTable(tokens, 0).take(ids, [None] * len(ids))["text_offset"]
     assert whole == [0, 3, 4, 4, 4, 4, 5]

@@ -17,7 +17,7 @@ from slipstream.actors.text.prompts.chat_template import (
     load_chat_templates,
 )
 from slipstream.actors.text.prompts.conversation import Style, plain_messages, plain_tools
-from slipstream.actors.text.prompts.prompts import Prompts, Steps, load_texts
+from slipstream.actors.text.prompts.prompts import PromptEncoding, Prompts, load_texts
 from slipstream.actors.text.vocabulary.tokenizer_files import load_tokenizer
 from slipstream.protocol.errors import InvalidRequest, ModelNotSupported
 from slipstream.protocol.limits import MAX_CONTAINERS, MAX_MESSAGES, MAX_TOOLS
@@ -393,8 +393,8 @@ def test_the_template_itself_still_writes_control_tokens(tmp_path: Path) -> None
     asked = [{"role": "user", "content": "<|im_start|>"}]
 
     def ids(sanitize: bool) -> list[int]:
-        steps: Steps = Prompts(tokenizer, templates, sanitize=sanitize).of_conversation(asked)
-        found: array[int] = run(steps)
+        encoding: PromptEncoding = Prompts(tokenizer, templates, sanitize=sanitize).of_conversation(asked)
+        found: array[int] = run(encoding)
         return found.tolist()
 
     assert ids(False) == [3, 3]

@@ -111,7 +111,7 @@ def trained(tokenizer: tokenizers.Tokenizer, alphabet: list[str]) -> tokenizers.
 KINDS = {"byte_level": byte_level, "sentencepiece": sentencepiece_like, "over_spaces": words_over_spaces}
 
 
-def finish(steps: prompts.Steps) -> tuple[array[int], int]:
+def finish(steps: prompts.PromptEncoding) -> tuple[array[int], int]:
     """The ids, and how many pauses there were before."""
     pauses = 0
     while True:

@@ -225,7 +225,13 @@ def _chunk_context(
 
 
 def attend_gathered(
-    attend: Attend, query: Tensor, keys: Pool, values: Pool, table: Tensor, bias: Tensor, output: Tensor
+    attend: Attend,
+    query: Tensor,
+    keys: CachePool,
+    values: CachePool,
+    table: Tensor,
+    bias: Tensor,
+    output: Tensor,
 ) -> None:
     """Attend from ``query`` [n, Q, Hq, D] to the blocks ``table`` [n, blocks], a few rows at a time."""
     row_bytes = table.shape[1] * (keys.block_bytes(query.dtype) + values.block_bytes(query.dtype))
@@ -304,7 +310,7 @@ def bias_of(visible: Tensor, dtype: torch.dtype) -> Tensor:
     return zeros.masked_fill_(~visible, float("-inf"))
 
 
-class Pool:
+class CachePool:
     """The keys or the values of one layer in the cache, ``states`` [num_blocks, block_size, H, D].
 
     ``scale`` float32 [H] of an FP8 cache, otherwise None.
@@ -343,11 +349,11 @@ class Pool:
         return self.states[0].numel() * dtype.itemsize
 
 
-def written(batch: PagedBatch, layer: int, key: Tensor, value: Tensor) -> tuple[Pool, Pool]:
+def written(batch: PagedBatch, layer: int, key: Tensor, value: Tensor) -> tuple[CachePool, CachePool]:
     """The keys and the values of a layer, with those of the step in their places."""
     scales = batch.cache.scales_of(layer)
-    keys = Pool(batch.cache.keys[layer], None if scales is None else scales.keys)
-    values = Pool(batch.cache.values[layer], None if scales is None else scales.values)
+    keys = CachePool(batch.cache.keys[layer], None if scales is None else scales.keys)
+    values = CachePool(batch.cache.values[layer], None if scales is None else scales.values)
     keys.write(batch.write_index, key)
     values.write(batch.write_index, value)
     return keys, values

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..cache.paged import PagedBatch
-from .torch_backend import CPU_GATHER_BYTES, Attend, Pool, Window, bias_of, window_of, written
+from .torch_backend import CPU_GATHER_BYTES, Attend, CachePool, Window, bias_of, window_of, written
 
 LEAST_KEYS = 128
 """Contexts are filled up to a multiple of this many positions, or of a block that is larger."""
@@ -122,7 +122,7 @@ def group_of(
     return Group(token, table, bias_of(visible, dtype)[:, None, None])
 
 
-def attend_group(attend: Attend, query: Tensor, keys: Pool, values: Pool, group: Group) -> Tensor:
+def attend_group(attend: Attend, query: Tensor, keys: CachePool, values: CachePool, group: Group) -> Tensor:
     """From ``query`` [n, 1, Hq, D] to their contexts: [n, 1, Hq, Dv], a few at a time."""
     table, count = group.table, len(query)
     row_bytes = table.shape[1] * (keys.block_bytes(query.dtype) + values.block_bytes(query.dtype))

@@ -89,7 +89,7 @@ class KeptWeights:
         device: torch.device,
         group: RankGroup | None,
         skeleton: Skeleton | None,
-    ) -> Opened | None:
+    ) -> OpenedWeights | None:
         """As ``open_weights``; None, and why in the log, if the files are of no use."""
         try:
             return open_weights(path, files, device, group, skeleton)
@@ -132,7 +132,7 @@ class KeptWeights:
         threading.Thread(target=self.keeper.hold, args=(files,), name="kept weights", daemon=True).start()
 
 
-class Opened(NamedTuple):
+class OpenedWeights(NamedTuple):
     """Weights that were kept, in a model of transformers."""
 
     transformer: PreTrainedModel
@@ -147,7 +147,7 @@ def open_weights(
     device: torch.device,
     group: RankGroup | None = None,
     skeleton: Skeleton | None = None,
-) -> Opened:
+) -> OpenedWeights:
     """Of the table and the pieces of an arena. A rank asks no other for anything here: what is kept may be of no use to
     it alone."""
     table = msgspec.msgpack.decode(os.pread(files[0], os.fstat(files[0]).st_size, 0), type=Table)
@@ -159,11 +159,11 @@ def open_weights(
     divided = {} if group is None else shard(transformer, group)
     bind(transformer, table, memory)
     use_own_experts(transformer, config)
-    return Opened(transformer, table, divided)
+    return OpenedWeights(transformer, table, divided)
 
 
 def model_of(
-    opened: Opened,
+    opened: OpenedWeights,
     attention_backend: str,
     batch_invariant: bool = False,
     group: RankGroup | None = None,

@@ -155,7 +155,7 @@ def shape_of_halves(size: int, most_bytes: int) -> tuple[int, int, int]:
 # --- how the ranks come to it -------------------------------------------------------------------------
 
 
-class Memory(Protocol):
+class ExchangeMemory(Protocol):
     """As `PeerMemory`."""
 
     def words(self) -> Tensor: ...
@@ -169,7 +169,7 @@ class NoPeerMemory(SlipstreamError):
 
 
 def exchange_of(
-    group: RankGroup, device: torch.device, memory_of: Callable[[int], Memory], most_bytes: int
+    group: RankGroup, device: torch.device, memory_of: Callable[[int], ExchangeMemory], most_bytes: int
 ) -> PeerExchange | None:
     """The exchange of ``group``; None, with a line in the log, where not every rank can write to all
     others.
@@ -179,10 +179,10 @@ def exchange_of(
     fails to compile what others wait in.
     """
     shape, rank = shape_of_halves(group.size, most_bytes), group.rank
-    memory: Memory
+    memory: ExchangeMemory
     halves: Tensor
 
-    def begin() -> tuple[Memory, Tensor, bytes]:
+    def begin() -> tuple[ExchangeMemory, Tensor, bytes]:
         memory = memory_of(WORD * torch.Size(shape).numel())
         halves = memory.words().view(shape)
         halves.fill_(EMPTY)

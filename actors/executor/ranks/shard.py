@@ -22,7 +22,7 @@ from .group import RankGroup
 from .layers import Division, GatheredLinear, SummedExperts, SummedLinear, shard_of
 from .quantized import SummedQuantized, columns_of, rows_of
 
-OWN_PLANS = {
+OWN_TP_PLANS = {
     "gpt_oss": {
         **{f"model.layers.*.self_attn.{name}_proj": "colwise" for name in "qkv"},
         "model.layers.*.self_attn.o_proj": "rowwise",
@@ -56,25 +56,25 @@ def shard(transformer: PreTrainedModel, group: RankGroup) -> dict[str, Division]
     InvalidRequest where the number of ranks does not divide what has to be divided, ModelNotSupported for a
     family without a plan, or with one that is not known here.
     """
-    plan = plan_of(transformer)
+    tp_plan = tp_plan_of(transformer)
     check_heads(transformer, group.size)
-    sharding = Sharding(transformer, plan, group)
+    sharding = Sharding(transformer, tp_plan, group)
     sharding.run()
     return sharding.divided
 
 
-def plan_of(transformer: PreTrainedModel) -> dict[str, str]:
+def tp_plan_of(transformer: PreTrainedModel) -> dict[str, str]:
     """The way in which each layer or parameter is divided, by its name with ``*`` for the number of a layer."""
     config = transformer.config
-    plan = {**(transformer.tp_plan or {}), **OWN_PLANS.get(config.model_type, {})}
-    plan = {name: style for name, style in plan.items() if not style.startswith(KEPT_WHOLE)}
-    if not any(".*." in name for name in plan):
+    tp_plan = {**(transformer.tp_plan or {}), **OWN_TP_PLANS.get(config.model_type, {})}
+    tp_plan = {name: style for name, style in tp_plan.items() if not style.startswith(KEPT_WHOLE)}
+    if not any(".*." in name for name in tp_plan):
         raise refusal(
             config,
             f"transformers has no plan that divides the layers of {type(transformer).__name__} among ranks; "
             "leave out --tensor-parallel-size",
         )
-    return plan
+    return tp_plan
 
 
 def check_heads(transformer: PreTrainedModel, size: int) -> None:
@@ -100,8 +100,8 @@ def key_heads_of(transformer: PreTrainedModel) -> int:
 class Sharding:
     """One model while it is divided."""
 
-    def __init__(self, transformer: PreTrainedModel, plan: dict[str, str], group: RankGroup) -> None:
-        self.transformer, self.plan, self.group = transformer, plan, group
+    def __init__(self, transformer: PreTrainedModel, tp_plan: dict[str, str], group: RankGroup) -> None:
+        self.transformer, self.tp_plan, self.group = transformer, tp_plan, group
         self.divided: dict[str, Division] = {}
 
     def run(self) -> None:
@@ -115,7 +115,7 @@ class Sharding:
                 self.replace(name, module, style)
 
     def style_of(self, name: str) -> str | None:
-        return self.plan.get(re.sub(r"\.\d+(?=\.|$)", ".*", name))
+        return self.tp_plan.get(re.sub(r"\.\d+(?=\.|$)", ".*", name))
 
     def shard_of_parameter(self, parameter: Tensor, style: str, name: str) -> nn.Parameter:
         """The shard of a parameter that the plan names by itself, such as the weights of all experts."""

@@ -31,7 +31,7 @@ from ..bodies.requests import (
 from ..errors import Names, Problem, as_written
 from ..logprob_lists import Allowance, JsonLists, count, count_prompt
 from ..service import Service
-from ..tokens import Tokens, prompt_logprobs
+from ..tokens import TokenTexts, prompt_logprobs
 from ..transport.events import (
     Batches,
     Events,
@@ -147,7 +147,12 @@ class DeltaConverter:
     """Converts deltas into fields of OpenAI's answers, the same for a whole answer and for events."""
 
     def __init__(
-        self, tokens: Tokens | None, top_logprobs: int, *, ids_wanted: bool = False, calls_end: bool = True
+        self,
+        tokens: TokenTexts | None,
+        top_logprobs: int,
+        *,
+        ids_wanted: bool = False,
+        calls_end: bool = True,
     ) -> None:
         """``calls_end``: an answer with calls says so by its ``finish_reason``. Where the caller named the function,
         OpenAI's says ``stop``."""

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ....protocol.errors import InvalidRequest
-from ...text.prompts.prompts import ENCODING_BUDGET_S, Steps
+from ...text.prompts.prompts import ENCODING_BUDGET_S, PromptEncoding
 from ..bodies.requests import DetokenizeBody, TokenizeBody, TokenizeFields, ending_of, for_template
 from ..errors import Problem
 from ..service import Service
@@ -23,7 +23,7 @@ async def tokenize(service: Service, request: Request) -> Response:
 
 def tokenized(service: Service, body: TokenizeFields) -> Response:
     what = "messages" if body.prompt is None else "prompt"
-    tokens = finish(steps_of(service, body), what).tolist()
+    tokens = finish(encoding_of(service, body), what).tolist()
     name_of = service.prompts.tokenizer.id_to_token
     return service.answer(
         {
@@ -35,7 +35,7 @@ def tokenized(service: Service, body: TokenizeFields) -> Response:
     )
 
 
-def steps_of(service: Service, body: TokenizeFields) -> Steps:
+def encoding_of(service: Service, body: TokenizeFields) -> PromptEncoding:
     if (body.prompt is None) == (body.messages is None):
         raise Problem(400, "give either prompt or messages", param="prompt")
     if body.prompt is not None:
@@ -58,13 +58,13 @@ def steps_of(service: Service, body: TokenizeFields) -> Steps:
     return service.prompts.of_conversation(body.messages or [], given)
 
 
-def finish(steps: Steps, what: str) -> array[int]:
+def finish(encoding: PromptEncoding, what: str) -> array[int]:
     """The ids of the field ``what``; ``InvalidRequest`` if they take longer than the tokenizer itself would take over
     them."""
     begun = time.monotonic()
     while True:
         try:
-            left = next(steps)
+            left = next(encoding)
         except StopIteration as end:
             return end.value
         if time.monotonic() - begun > ENCODING_BUDGET_S:

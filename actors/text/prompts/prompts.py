@@ -28,7 +28,7 @@ MAX_PROMPT_BYTES = 4 * 1024 * 1024
 ENCODING_BUDGET_S = 10.0
 """Most time that one request may take to become token ids. The longest texts that are taken need a third of it."""
 
-Steps = Generator[int, None, "array[int]"]
+PromptEncoding = Generator[int, None, "array[int]"]
 """A prompt on its way to token ids. It pauses after each 50 ms or so of work, and says how many characters are
 left to do; what it returns in the end are the ids."""
 
@@ -50,7 +50,7 @@ HERE = "GOESONHERE4c1f0e "
 
 
 @dataclass(frozen=True)
-class Ending:
+class ConversationEnd:
     """The way in which the text of a conversation ends. Both are given among what the template is given, as vLLM has
     it."""
 
@@ -60,7 +60,7 @@ class Ending:
     """It ends with the last message, which the answer goes on with."""
 
     @classmethod
-    def of(cls, given: dict[str, Any]) -> Ending:
+    def of(cls, given: dict[str, Any]) -> ConversationEnd:
         """Taken out of what a template is given; ``InvalidRequest`` if it cannot be."""
         asked: dict[str, bool] = {}
         for name in ("add_generation_prompt", "continue_final_message"):
@@ -137,7 +137,9 @@ class Prompts:
         literals = "" if isinstance(chat_templates, str) else chat_templates.literals
         self.sanitizer = Sanitizer(tokenizer, literals) if sanitize else None
 
-    def of_text(self, text: str, *, add_special_tokens: bool = True, max_tokens: int | None = None) -> Steps:
+    def of_text(
+        self, text: str, *, add_special_tokens: bool = True, max_tokens: int | None = None
+    ) -> PromptEncoding:
         """The ids of a text; it is refused as soon as it has ``max_tokens`` of them and more to come."""
         return self.encode("prompt", text, add_special_tokens=add_special_tokens, max_tokens=max_tokens)
 
@@ -147,26 +149,26 @@ class Prompts:
         given: dict[str, Any] | None = None,
         *,
         max_tokens: int | None = None,
-    ) -> Steps:
+    ) -> PromptEncoding:
         """``given`` is what the template is given beside the messages, ``tools`` for example, and how its text ends
-        (``Ending``)."""
+        (``ConversationEnd``)."""
         if isinstance(self.chat_templates, str):
             raise InvalidRequest(self.chat_templates, param="messages")
         given = dict(given or {})
-        ending = Ending.of(given)
+        end = ConversationEnd.of(given)
         for name, value in given.items():
             measure("tools" if name == "tools" else "chat_template_kwargs", value)
         template = self.chat_templates.choose(given)
         if "tools" in given:
             given["tools"] = plain_tools(given["tools"], template.keys)
         plain = yield from plain_messages(messages, self.max_prompt_bytes, template.style, template.keys)
-        plain = ending.marked(plain)
+        plain = end.marked(plain)
         if self.sanitizer is not None:
             plain, given = self.sanitizer.mark(plain), self.sanitizer.mark(given)
         iterations = Iterations(len(plain))
         pause_at = iterations.left - ITERATIONS_AT_ONCE
         written = template.write(
-            plain, given, add_generation_prompt=ending.add_generation_prompt, iterations=iterations
+            plain, given, add_generation_prompt=end.add_generation_prompt, iterations=iterations
         )
         texts: list[str] = []
         characters = 0
@@ -179,12 +181,12 @@ class Prompts:
                 pause_at = iterations.left - ITERATIONS_AT_ONCE
                 yield max(characters, PART)
         # The template writes the special tokens itself.
-        text = ending.cut("".join(texts))
+        text = end.cut("".join(texts))
         if self.sanitizer is None:
             return (yield from self.encode("messages", text, add_special_tokens=False, max_tokens=max_tokens))
         return (yield from self.encode_sanitized(self.sanitizer, text, max_tokens))
 
-    def encode_sanitized(self, sanitizer: Sanitizer, text: str, max_tokens: int | None) -> Steps:
+    def encode_sanitized(self, sanitizer: Sanitizer, text: str, max_tokens: int | None) -> PromptEncoding:
         """The tokens of a rendered conversation with marks in it."""
         ids = array("i")
         for number, (piece, marked) in enumerate(sanitizer.pieces(text)):
@@ -211,7 +213,7 @@ class Prompts:
 
     def encode(
         self, where: str, text: str, *, add_special_tokens: bool, max_tokens: int | None = None
-    ) -> Steps:
+    ) -> PromptEncoding:
         """``where`` is the field that the text is or was made of."""
         what = WHAT[where]
         if not text:

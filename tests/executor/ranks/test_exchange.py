@@ -21,7 +21,7 @@ from slipstream.actors.executor.ranks.exchange import (
     MOST_BYTES,
     MOST_BYTES_ALONE,
     TILE,
-    Memory,
+    ExchangeMemory,
     PeerExchange,
     exchange_of,
     most_bytes_for,
@@ -418,11 +418,11 @@ def refuse(*given: object) -> int:
     raise SlipstreamError("cuIpcOpenMemHandle_v2: CUDA_ERROR_PEER_ACCESS_UNSUPPORTED")
 
 
-def no_driver(nbytes: int) -> Memory:
+def no_driver(nbytes: int) -> ExchangeMemory:
     raise OSError("libcuda.so.1: cannot open shared object file")
 
 
-def no_words(nbytes: int) -> Memory:
+def no_words(nbytes: int) -> ExchangeMemory:
     raise torch.OutOfMemoryError
 
 
@@ -477,7 +477,7 @@ def test_ranks_of_which_one_cannot_compile_the_kernels_stay_with_nccl(
     ],
 )
 def test_where_one_rank_does_not_reach_another_all_stay_with_nccl_and_say_so_once(
-    memory_of: Callable[[int], Memory], reason: str, caplog: pytest.LogCaptureFixture
+    memory_of: Callable[[int], ExchangeMemory], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     SharedMemory.all.clear()
     with caplog.at_level(logging.WARNING, "slipstream"):

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from .....protocol.errors import InvalidRequest, ModelNotSupported
 from ....checkpoint import max_model_len
 from ...cache.layout import cache_dtype
-from ...ranks.shard import check_heads, plan_of
+from ...ranks.shard import check_heads, tp_plan_of
 from ..adapters.adapters import projections_of
 from ..invariant.apply import EXPERTS, RECURRENT
 from ..paged_model import PagedModel
@@ -148,7 +148,7 @@ def graphs_of(model: PagedModel) -> str:
 def ranks_of(transformer: PreTrainedModel) -> str:
     """By its heads; the widths of its layers show when it is divided."""
     try:
-        plan_of(transformer)
+        tp_plan_of(transformer)
     except ModelNotSupported as refused:
         return f"none: {str(refused).partition('is not supported: ')[2]}"
     sizes = [str(size) for size in RANKS if heads_divide(transformer, size)]
