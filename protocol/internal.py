@@ -136,40 +136,66 @@ class Capacity(Internal):
     """The numbers of tokens, in ascending order, to which it pads steps that have a prompt. Empty: it does not pad."""
 
 
-class ChangeAdapter(Internal):
-    """gateway → scheduler: load the adapter at ``path`` under this name; without a path, unload it; without a name, say
-    which are loaded."""
+class ListAdapters(Internal):
+    """gateway → scheduler: say which adapters are loaded."""
 
     number: int
     """The gateway's number of the question."""
-    name: str = ""
-    path: str = ""
+
+
+class AddAdapter(Internal):
+    """gateway → scheduler: load the adapter at ``path`` under this name."""
+
+    number: int
+    """The gateway's number of the question."""
+    name: str
+    path: str
+
+
+class RemoveAdapter(Internal):
+    """gateway → scheduler: unload the adapter of this name."""
+
+    number: int
+    """The gateway's number of the question."""
+    name: str
     resent: bool = False
-    """Whether an earlier scheduler may have made the change."""
+    """Whether an earlier scheduler may have done so already."""
 
 
-class AdapterChanged(Internal):
-    """scheduler → gateway: the answer to ``ChangeAdapter``."""
+class AdapterAnswer(Internal):
+    """scheduler → gateway: the answer to ``ListAdapters``, ``AddAdapter`` or ``RemoveAdapter``."""
 
     number: int
     adapters: list[Adapter]
+    """Those that are loaded now."""
     code: str = ""
     """As in ``Adapters``."""
     error: str = ""
 
 
-class SetAdapterSlot(Internal):
-    """scheduler → executor: load this adapter into its slot; without a path, free the slot, which no step uses any
-    more."""
+class FillAdapterSlot(Internal):
+    """scheduler → executor: load this adapter into its slot."""
 
     adapter: Adapter
 
 
-class AdapterSlotSet(Internal):
-    """executor → scheduler: the adapter is loaded, or unloaded; or why it cannot be."""
+class AdapterSlotFilled(Internal):
+    """executor → scheduler: the adapter is loaded, or why it cannot be."""
 
     adapter: Adapter
     error: str = ""
+
+
+class FreeAdapterSlot(Internal):
+    """scheduler → executor: give up the adapter of this id, with which no step computes any more."""
+
+    id: int
+
+
+class AdapterSlotFreed(Internal):
+    """executor → scheduler: the slot of this id holds no adapter any more."""
+
+    id: int
 
 
 class Join(Internal):
@@ -373,7 +399,8 @@ class Spans(Internal):
 
 AnyInternal = (
     Submit | Tokenized | Refused | Enqueue | Cancel | ForgetCache | Capacity | Plan | Sampled | Tokens | Texts | Matched
-    | Forget | CaptureNext | DumpTrace | Spans | ChangeAdapter | AdapterChanged | SetAdapterSlot | AdapterSlotSet
+    | Forget | CaptureNext | DumpTrace | Spans | ListAdapters | AddAdapter | RemoveAdapter | AdapterAnswer
+    | FillAdapterSlot | AdapterSlotFilled | FreeAdapterSlot | AdapterSlotFreed
 )  # fmt: skip
 
 

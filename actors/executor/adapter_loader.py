@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from ...protocol.errors import InvalidRequest
-from ...protocol.internal import Adapter, AdapterSlotSet, Capacity
+from ...protocol.internal import Adapter, AdapterSlotFilled, AdapterSlotFreed, Capacity
 from .model.adapters.loaded import LoadedAdapters
 
 
@@ -22,7 +22,7 @@ class AdapterLoader:
         """Put it behind those that wait."""
         self.waiting.append((adapter, self.adapters.load(adapter)))
 
-    def read_piece(self) -> AdapterSlotSet | None:
+    def read_piece(self) -> AdapterSlotFilled | None:
         """Read a piece of the first adapter; returns the answer to the scheduler when all of it is there, or when it
         cannot be loaded."""
         adapter, pieces = self.waiting[0]
@@ -34,12 +34,12 @@ class AdapterLoader:
         except InvalidRequest as reason:
             error = str(reason)
         self.waiting.popleft()
-        return AdapterSlotSet(adapter, error)
+        return AdapterSlotFilled(adapter, error)
 
-    def unload(self, adapter: Adapter) -> AdapterSlotSet:
+    def unload(self, id: int) -> AdapterSlotFreed:
         """Returns the answer to the scheduler."""
-        self.adapters.unload(adapter.id)
-        return AdapterSlotSet(adapter)
+        self.adapters.unload(id)
+        return AdapterSlotFreed(id)
 
     def forget_waiting(self) -> None:
         """The scheduler that asked is gone; the next one asks again."""

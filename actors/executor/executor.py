@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 
 from ...protocol.events import Completed, PeerUp
-from ...protocol.internal import AdapterSlotSet, Capacity, GrammarEnd, Plan, Sampled, SetAdapterSlot
+from ...protocol.internal import (
+    AdapterSlotFilled,
+    AdapterSlotFreed,
+    Capacity,
+    FillAdapterSlot,
+    FreeAdapterSlot,
+    GrammarEnd,
+    Plan,
+    Sampled,
+)
 from .adapter_loader import AdapterLoader
 from .background_work import IDLE_S, BackgroundWork
 from .model.adapters.loaded import LoadedAdapters
@@ -70,7 +79,8 @@ class Executor(StepActor):
         self.handlers |= {
             Plan: self.on_plan,
             Completed: self.on_completed,
-            SetAdapterSlot: self.on_set_adapter_slot,
+            FillAdapterSlot: self.on_fill_adapter_slot,
+            FreeAdapterSlot: self.on_free_adapter_slot,
         }
 
     # --- steps ------------------------------------------------------------------------------------
@@ -140,23 +150,23 @@ class Executor(StepActor):
 
     # --- adapters ---------------------------------------------------------------------------------
 
-    def on_set_adapter_slot(self, message: SetAdapterSlot, now: float) -> None:
+    def on_fill_adapter_slot(self, message: FillAdapterSlot, now: float) -> None:
         assert self.adapters is not None
-        adapter = message.adapter
-        if adapter.path:
-            self.adapters.load(adapter)
-            self.wake_at = now
-        else:
-            self.answer_slot_set(self.adapters, self.adapters.unload(adapter))
+        self.adapters.load(message.adapter)
+        self.wake_at = now
+
+    def on_free_adapter_slot(self, message: FreeAdapterSlot, now: float) -> None:
+        assert self.adapters is not None
+        self.report_slot(self.adapters, self.adapters.unload(message.id))
 
     def read_adapter(self, adapters: AdapterLoader, now: float) -> None:
         """Read a piece of an adapter; at its end the scheduler hears of it."""
         self.wake_at = now
         answer = adapters.read_piece()
         if answer is not None:
-            self.answer_slot_set(adapters, answer)
+            self.report_slot(adapters, answer)
 
-    def answer_slot_set(self, adapters: AdapterLoader, answer: AdapterSlotSet) -> None:
+    def report_slot(self, adapters: AdapterLoader, answer: AdapterSlotFilled | AdapterSlotFreed) -> None:
         adapters.describe(self.capacity)
         self.send("scheduler", answer)
 

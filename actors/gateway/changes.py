@@ -1,4 +1,4 @@
-"""Open questions of clients about adapters, and their changes: who asked, and what has no answer yet."""
+"""Requests of clients to list, add and remove adapters: who asked, and what has no answer yet."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from collections.abc import Collection
 import msgspec
 
 from ...protocol.errors import brief
-from ...protocol.internal import ChangeAdapter
+from ...protocol.internal import AddAdapter, ListAdapters, RemoveAdapter
 from ...protocol.limits import MAX_ADAPTER_NAME_CHARS
-from ...protocol.messages import LoadAdapter, UnloadAdapter
+from ...protocol.messages import GetAdapters, LoadAdapter, UnloadAdapter
 
 CHANGES_AGAIN_S = 0.05
 """Pause before it is checked again whether a step still uses an adapter that is to be removed: a few steps long."""
+
+
+Asked = ListAdapters | AddAdapter | RemoveAdapter
 
 
 class Changes:
@@ -22,9 +25,9 @@ class Changes:
         """``allowed``: adapters may be changed while the service runs. ``taken`` are the names of the model itself."""
         self.allowed = allowed
         self.taken = taken
-        self.asked: dict[int, tuple[bytes, ChangeAdapter]] = {}
+        self.asked: dict[int, tuple[bytes, Asked]] = {}
         self.waiting: set[int] = set()
-        """Changes that the scheduler was not asked for yet."""
+        """The numbers of those that the scheduler was not sent yet."""
         self.count = 0
 
     def refusal(self, message: LoadAdapter | UnloadAdapter) -> str:
@@ -39,23 +42,30 @@ class Changes:
             return f"path={brief(message.path)} is no absolute path; give one that begins with /"
         return ""
 
-    def open(self, client: bytes, name: str, path: str) -> None:
-        self.count += 1
-        self.asked[self.count] = client, ChangeAdapter(self.count, name, path)
-        self.waiting.add(self.count)
+    def open(self, client: bytes, message: GetAdapters | LoadAdapter | UnloadAdapter) -> None:
+        """Note what a client asks."""
+        self.count = number = self.count + 1
+        if isinstance(message, LoadAdapter):
+            asked = AddAdapter(number, message.name, message.path)
+        elif isinstance(message, UnloadAdapter):
+            asked = RemoveAdapter(number, message.name)
+        else:
+            asked = ListAdapters(number)
+        self.asked[number] = client, asked
+        self.waiting.add(number)
 
-    def take(self, used: set[str]) -> list[ChangeAdapter]:
-        """The changes that the scheduler is to be asked for now: no adapter of the names ``used`` is unloaded."""
-        changes = [self.asked[number][1] for number in sorted(self.waiting)]
-        found = [change for change in changes if not unloads(change) or change.name not in used]
-        self.waiting.difference_update(change.number for change in found)
+    def take(self, used: set[str]) -> list[Asked]:
+        """What the scheduler is to be sent now: no adapter of the names ``used`` is removed."""
+        waiting = [self.asked[number][1] for number in sorted(self.waiting)]
+        found = [asked for asked in waiting if not (isinstance(asked, RemoveAdapter) and asked.name in used)]
+        self.waiting.difference_update(asked.number for asked in found)
         return found
 
     def ask_again(self) -> None:
         """A new scheduler knows nothing of them."""
-        for number, (client, change) in self.asked.items():
-            if number not in self.waiting:
-                self.asked[number] = client, msgspec.structs.replace(change, resent=True)
+        for number, (client, asked) in self.asked.items():
+            if isinstance(asked, RemoveAdapter) and number not in self.waiting:
+                self.asked[number] = client, msgspec.structs.replace(asked, resent=True)
         self.waiting = set(self.asked)
 
     def close(self, number: int) -> bytes:
@@ -63,11 +73,7 @@ class Changes:
         return self.asked.pop(number, (b"", None))[0]
 
     def is_leaving(self, name: str) -> bool:
-        """Whether an adapter is to be unloaded, so that no further request can name it."""
-        return bool(name) and any(
-            unloads(change) and change.name == name for _, change in self.asked.values()
+        """Whether an adapter is to be removed, so that no further request can name it."""
+        return any(
+            isinstance(asked, RemoveAdapter) and asked.name == name for _, asked in self.asked.values()
         )
-
-
-def unloads(change: ChangeAdapter) -> bool:
-    return bool(change.name) and not change.path

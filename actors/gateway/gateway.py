@@ -13,7 +13,7 @@ from ...protocol import limits
 from ...protocol.digest import digest_of
 from ...protocol.errors import DEFAULT_RETRY_AFTER_S, InvalidRequest, brief
 from ...protocol.events import Ending, PeerDown, PeerUp
-from ...protocol.internal import AdapterChanged, Cancel, ForgetCache, Refused, Texts, Tokenized, first_number
+from ...protocol.internal import AdapterAnswer, Cancel, ForgetCache, Refused, Texts, Tokenized, first_number
 from ...protocol.limits import Limits
 from ...protocol.messages import (
     NO_FORMATS,
@@ -101,7 +101,7 @@ class Gateway(PublicActor):
             Tokenized: self.on_tokenized,
             Refused: self.on_refused,
             Texts: self.on_texts,
-            AdapterChanged: self.on_adapter_changed,
+            AdapterAnswer: self.on_adapter_answer,
             Ending: self.on_ending,
         }
 
@@ -342,11 +342,10 @@ class Gateway(PublicActor):
         self, connection: Connection, message: GetAdapters | LoadAdapter | UnloadAdapter, now: float
     ) -> None:
         """Ask the scheduler, which knows the adapters and decides about changes."""
-        name, path = getattr(message, "name", ""), getattr(message, "path", "")
         if not isinstance(message, GetAdapters) and (error := self.changes.refusal(message)):
             self.send_to(connection, Adapters(adapters=[], code="invalid_request", error=error))
             return
-        self.changes.open(connection.address, name, path)
+        self.changes.open(connection.address, message)
         self.send_changes(now)
 
     def send_changes(self, now: float) -> None:
@@ -358,7 +357,7 @@ class Gateway(PublicActor):
         if self.changes.waiting:
             self.wake_by(now + CHANGES_AGAIN_S)
 
-    def on_adapter_changed(self, message: AdapterChanged, now: float) -> None:
+    def on_adapter_answer(self, message: AdapterAnswer, now: float) -> None:
         address = self.changes.close(message.number)
         found = [LoadedAdapter(name=one.name, path=one.path) for one in message.adapters]
         self.send_if_there(address, Adapters(adapters=found, code=message.code, error=message.error))

@@ -13,7 +13,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...protocol.errors import brief, not_loaded
-from ...protocol.internal import Adapter, AdapterChanged, Capacity, ChangeAdapter, SetAdapterSlot
+from ...protocol.internal import (
+    Adapter,
+    AdapterAnswer,
+    AddAdapter,
+    Capacity,
+    FillAdapterSlot,
+    FreeAdapterSlot,
+    ListAdapters,
+    RemoveAdapter,
+)
 from ...protocol.messages import ADAPTER_GAUGE
 from .prefix import salt_of
 from .sequence import Sequence
@@ -27,7 +36,7 @@ class AdapterSlot:
     serial: int
     """Counts what was loaded: two adapters that were in one slot after the other have nothing in common."""
     asked: list[int] = field(default_factory=list)
-    """The changes that wait for it to be loaded, or unloaded."""
+    """The questions that are answered when it is loaded, or unloaded."""
     last_step: int = -1
     """For one that is unloaded: the last step that may compute with it."""
     unload_sent: bool = False
@@ -51,8 +60,8 @@ class Adapters:
         """The slots that the executor is reading adapters into, by id."""
         self.leaving: dict[int, AdapterSlot] = {}
         """The slots whose adapters are to be unloaded and still computed with, by id."""
-        self.waiting: deque[ChangeAdapter] = deque()
-        """Changes that were asked for before an executor was there."""
+        self.waiting: deque[ListAdapters | AddAdapter | RemoveAdapter] = deque()
+        """What was asked before an executor was there."""
 
     # --- sequences ----------------------------------------------------------------------------------
 
@@ -88,18 +97,19 @@ class Adapters:
 
     # --- changes ------------------------------------------------------------------------------------
 
-    def change(self, message: ChangeAdapter, planned: int) -> None:
-        """Load or unload one, or say which there are; ``planned`` is the last step that was."""
+    def on_asked(self, message: ListAdapters | AddAdapter | RemoveAdapter, planned: int) -> None:
+        """List the adapters, add one or remove one, now or when an executor is there; ``planned`` is the last step that
+        was."""
         if not self.known:
             self.waiting.append(message)
-        elif message.path:
-            self.load(message)
-        elif message.name:
-            self.unload(message, planned)
+        elif isinstance(message, AddAdapter):
+            self.add(message)
+        elif isinstance(message, RemoveAdapter):
+            self.remove(message, planned)
         else:
             self.answer(message.number)
 
-    def load(self, message: ChangeAdapter) -> None:
+    def add(self, message: AddAdapter) -> None:
         name, path = message.name, message.path
         same = self.by_name.get(name)
         same = same or next((slot for slot in self.loading.values() if slot.adapter.name == name), None)
@@ -123,16 +133,10 @@ class Adapters:
             slot = self.slot_of(Adapter(self.free.pop(), name, path))
             slot.asked.append(message.number)
             self.loading[slot.adapter.id] = slot
-            self.send("executor", SetAdapterSlot(slot.adapter))
+            self.send("executor", FillAdapterSlot(slot.adapter))
 
-    def on_slot_set(self, adapter: Adapter, error: str) -> None:
-        """The executor has read one, or says why it cannot; or it has given one up."""
-        if not adapter.path:
-            slot = self.leaving.pop(adapter.id)
-            self.free.append(adapter.id)
-            for number in slot.asked:
-                self.answer(number)
-            return
+    def on_slot_filled(self, adapter: Adapter, error: str) -> None:
+        """The executor has read an adapter, or says why it cannot."""
         slot = self.loading.pop(adapter.id)
         if error:
             self.free.append(adapter.id)
@@ -142,7 +146,14 @@ class Adapters:
         for number in asked:
             self.answer(number, "invalid_request" if error else "", error)
 
-    def unload(self, message: ChangeAdapter, planned: int) -> None:
+    def on_slot_freed(self, id: int) -> None:
+        """The executor has given up an adapter."""
+        slot = self.leaving.pop(id)
+        self.free.append(id)
+        for number in slot.asked:
+            self.answer(number)
+
+    def remove(self, message: RemoveAdapter, planned: int) -> None:
         slot = self.by_name.pop(message.name, None)
         leaving = slot or next((p for p in self.leaving.values() if p.adapter.name == message.name), None)
         if leaving is None and message.resent:
@@ -163,11 +174,11 @@ class Adapters:
                 slot.last_step = planned
             elif slot.last_step <= completed and not slot.unload_sent:
                 slot.unload_sent = True
-                self.send("executor", SetAdapterSlot(Adapter(id, slot.adapter.name, "")))
+                self.send("executor", FreeAdapterSlot(id))
 
     def answer(self, number: int, code: str = "", error: str = "") -> None:
         loaded_now = [slot.adapter for slot in self.by_name.values()]
-        self.send("gateway", AdapterChanged(number, loaded_now, code, error))
+        self.send("gateway", AdapterAnswer(number, loaded_now, code, error))
 
     # --- executors ----------------------------------------------------------------------------------
 
@@ -190,7 +201,7 @@ class Adapters:
         for slot in loading:
             self.retry(slot, crashed=capacity.crashed)
         while self.waiting:
-            self.change(self.waiting.popleft(), planned)
+            self.on_asked(self.waiting.popleft(), planned)
 
     def retry(self, slot: AdapterSlot, *, crashed: bool) -> None:
         """The executor ended while it read this one: read it anew, unless it may be what ended it."""
@@ -200,4 +211,4 @@ class Adapters:
                 text = f"the executor ended while it read {brief(adapter.path)}; it is not tried again"
                 self.answer(number, "invalid_request", text)
             else:
-                self.load(ChangeAdapter(number, adapter.name, adapter.path))
+                self.add(AddAdapter(number, adapter.name, adapter.path))

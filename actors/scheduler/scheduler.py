@@ -17,15 +17,18 @@ import numpy as np
 
 from ...protocol.events import PeerUp
 from ...protocol.internal import (
-    AdapterSlotSet,
+    AdapterSlotFilled,
+    AdapterSlotFreed,
+    AddAdapter,
     Cancel,
     Capacity,
-    ChangeAdapter,
     Enqueue,
     Finished,
     ForgetCache,
     GrammarEnd,
+    ListAdapters,
     Matched,
+    RemoveAdapter,
     Sampled,
     first_number,
 )
@@ -67,8 +70,11 @@ class Scheduler(Actor):
             Capacity: self.on_capacity,
             Sampled: self.on_sampled,
             Matched: self.on_matched,
-            ChangeAdapter: self.on_change_adapter,
-            AdapterSlotSet: self.on_adapter_slot_set,
+            ListAdapters: self.on_asked_of_adapters,
+            AddAdapter: self.on_asked_of_adapters,
+            RemoveAdapter: self.on_asked_of_adapters,
+            AdapterSlotFilled: self.on_adapter_slot_filled,
+            AdapterSlotFreed: self.on_adapter_slot_freed,
         }
         self.sequences: dict[int, Sequence] = {}
         """The sequences that have not ended, by the number of their request."""
@@ -226,12 +232,15 @@ class Scheduler(Actor):
 
     # --- adapters ---------------------------------------------------------------------------------
 
-    def on_change_adapter(self, message: ChangeAdapter, now: float) -> None:
-        self.adapters.change(message, self.holdings.step - 1)
+    def on_asked_of_adapters(self, message: ListAdapters | AddAdapter | RemoveAdapter, now: float) -> None:
+        self.adapters.on_asked(message, self.holdings.step - 1)
         self.settle_adapters()
 
-    def on_adapter_slot_set(self, message: AdapterSlotSet, now: float) -> None:
-        self.adapters.on_slot_set(message.adapter, message.error)
+    def on_adapter_slot_filled(self, message: AdapterSlotFilled, now: float) -> None:
+        self.adapters.on_slot_filled(message.adapter, message.error)
+
+    def on_adapter_slot_freed(self, message: AdapterSlotFreed, now: float) -> None:
+        self.adapters.on_slot_freed(message.id)
 
     def settle_adapters(self) -> None:
         """Free the slots of unloaded adapters that no sequence and no outstanding step uses any more."""

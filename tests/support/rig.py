@@ -27,7 +27,7 @@ from slipstream.actors.scheduler.config import SchedulerConfig
 from slipstream.actors.scheduler.scheduler import Scheduler
 from slipstream.actors.text.grammars.grammar import GrammarCompiler
 from slipstream.protocol.events import Completed, PeerUp
-from slipstream.protocol.internal import AdapterChanged, Capacity, ChangeAdapter, Enqueue, Tokens
+from slipstream.protocol.internal import AdapterAnswer, AddAdapter, Capacity, Enqueue, RemoveAdapter, Tokens
 from slipstream.protocol.sampling import SamplingParams
 from slipstream.runtime.actor import Send
 from tokenizers import Tokenizer, decoders, models
@@ -61,7 +61,7 @@ class Rig:
     ) -> None:
         """``graphs``: ``off``, ``all`` captured, ``none`` though steps are padded for them, or ``meanwhile``."""
         self.adapters = adapters
-        self.changed: list[AdapterChanged] = []
+        self.changed: list[AdapterAnswer] = []
         self.scheduler = Scheduler(SchedulerConfig(SLOTS, BUDGET, LENGTH, depth, (EOS,)))
         self.tokens: dict[int, list[int]] = {}
         self.ends: dict[int, str] = {}
@@ -128,7 +128,7 @@ class Rig:
                 self.carry(self.executor.receive("scheduler", message, 0.0))
             elif to == "scheduler":
                 self.carry(self.scheduler.receive("executor", message, 0.0))
-            elif isinstance(message, AdapterChanged):
+            elif isinstance(message, AdapterAnswer):
                 self.changed.append(message)
             elif isinstance(message, Tokens):
                 requests = np.frombuffer(message.requests, np.int64).tolist()
@@ -145,7 +145,8 @@ class Rig:
 
     def change(self, number: int, name: str, path: str = "") -> None:
         """Load an adapter, or without a path unload it."""
-        self.carry(self.scheduler.receive("gateway", ChangeAdapter(number, name, path), 0.0))
+        message = AddAdapter(number, name, path) if path else RemoveAdapter(number, name)
+        self.carry(self.scheduler.receive("gateway", message, 0.0))
 
     def wait(self) -> None:
         """Until the device has finished a step."""
