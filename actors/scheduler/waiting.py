@@ -94,14 +94,14 @@ class WaitingQueue:
         worse."""
         first = client.first()
         if first is not None and client.score_of(first) < client.score:
-            self.place(client, client.score_of(first))
+            self.set_score(client, client.score_of(first))
 
-    def place(self, client: ClientShare, score: float) -> None:
+    def set_score(self, client: ClientShare, score: float) -> None:
         client.score = score
         self.entries += 1
         heapq.heappush(self.order, (score, client.running, self.entries, client))
         if len(self.order) > 2 * len(self.clients) + 16:  # most entries count for nothing: drop them
-            self.order = [place for place in self.order if place[0] == place[3].score]
+            self.order = [entry for entry in self.order if entry[0] == entry[3].score]
             heapq.heapify(self.order)
 
     def first(self) -> Sequence | None:
@@ -115,7 +115,7 @@ class WaitingQueue:
             if score == client.score:  # its tokens since, or the end of its first sequence, made it worse
                 client.score = math.inf
                 if first is not None:
-                    self.place(client, client.score_of(first))
+                    self.set_score(client, client.score_of(first))
         return None
 
     def pop(self) -> Sequence:

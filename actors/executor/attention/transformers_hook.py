@@ -59,7 +59,7 @@ def transformers_attention(
     if not kwargs.get("is_causal", getattr(module, "is_causal", True)):
         raise ModelNotSupported(f"{type(module).__name__} lets tokens attend to later tokens")
     if positions is not None and getattr(module, SCALED_BY_POSITION, False):
-        query = query * temperature(module, positions)[:, None].to(query.dtype)
+        query = query * attention_temperature(module, positions)[:, None].to(query.dtype)
     output = backend(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
@@ -85,17 +85,17 @@ def attention_chunk_of(module: Any) -> int | None:
     return config.attention_chunk_size  # type: ignore[union-attr]
 
 
-def tell_layers(model: nn.Module) -> None:
+def set_layer_indices(model: nn.Module) -> None:
     """Let the modules of attention that several layers share, and are told at each call of which one, know it."""
     for module in model.modules():
         if (
             getattr(module, "layer_idx", None) == SHARED
             and "layer_idx" in signature(module.forward).parameters
         ):
-            module.register_forward_pre_hook(note_layer, with_kwargs=True)
+            module.register_forward_pre_hook(set_layer_index, with_kwargs=True)
 
 
-def note_layer(module: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+def set_layer_index(module: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
     module.layer_idx = signature(module.forward).bind(*given, **named).arguments["layer_idx"]
 
 
@@ -110,7 +110,7 @@ def scale_by_position(model: nn.Module, *, here: bool) -> None:
             setattr(module, SCALED_BY_POSITION, here and not module.use_rope)
 
 
-def temperature(module: Any, positions: Tensor) -> Tensor:
+def attention_temperature(module: Any, positions: Tensor) -> Tensor:
     """The factors of llama4 on queries at ``positions`` [T], in layers without rotary embedding; float32 [T]."""
     return torch.log1p(torch.floor((positions + 1) / module.floor_scale)) * module.attn_scale + 1
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ....protocol.errors import InvalidRequest
 from ...checkpoint import max_model_len
 from ..attention.backend import AttentionBackend
-from ..attention.transformers_hook import scale_by_position, tell_layers
+from ..attention.transformers_hook import scale_by_position, set_layer_indices
 from ..cache.layout import KVLayout
 from ..cache.paged import PagedBatch
 from ..cache.state import StateLayout
@@ -50,7 +50,7 @@ class PagedModel:
         choose_by_inputs(transformer.modules())
         _freeze_rope(transformer)
         scale_by_position(transformer, here=True)
-        tell_layers(transformer)
+        set_layer_indices(transformer)
         # Some families search every input for this token, and so wait for the device, to warn of a lost mask.
         transformer.config.pad_token_id = None
         self.stateful: StatefulModules | None = None

@@ -48,7 +48,7 @@ class Unsummed(NamedTuple):
         return self.group.sum(self.partial)
 
 
-class Summed(nn.Linear):
+class RowParallel(nn.Linear):
     """Columns of the whole weight: the products of all ranks are summed. The bias, summed too, is one rank's alone."""
 
     group: RankGroup
@@ -76,10 +76,10 @@ class Summed(nn.Linear):
 
 def unsummed(layer: nn.Linear, input: Tensor) -> Tensor | Unsummed:
     """This rank's share of a sum that the next kernel makes."""
-    return layer.unsummed(input) if isinstance(layer, Summed) else layer(input)
+    return layer.unsummed(input) if isinstance(layer, RowParallel) else layer(input)
 
 
-class SummedLinear(Summed, GivenLinear):
+class RowParallelLinear(RowParallel, GivenLinear):
     """A plain layer, of which a rank has columns."""
 
     def __init__(
@@ -109,7 +109,7 @@ class GatheredLinear(GivenLinear):
         return self.group.gather(product.flatten(0, -2), self.whole).unflatten(0, product.shape[:-1])
 
 
-class SummedExperts(nn.Module):
+class RowParallelExperts(nn.Module):
     """Each rank has a shard of every expert: what all of them give is summed."""
 
     def __init__(self, experts: nn.Module, group: RankGroup) -> None:

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from ....protocol.errors import InvalidRequest
 from ..model.quantization.linear import QuantizedLinear
 from .group import RankGroup
-from .layers import Summed, shard_of
+from .layers import RowParallel, shard_of
 
 
-class SummedQuantized(Summed, QuantizedLinear):
+class RowParallelQuantized(RowParallel, QuantizedLinear):
     """A quantized layer, of which a rank has columns."""
 
     def __init__(self, shard: QuantizedLinear, group: RankGroup, *, of_whole: bool) -> None:
@@ -23,8 +23,8 @@ class SummedQuantized(Summed, QuantizedLinear):
 
 def in_place_of(layer: nn.Linear, quantized: QuantizedLinear) -> QuantizedLinear:
     """The layer that replaces a rank's layer when its weight has been quantized."""
-    if isinstance(layer, Summed):
-        return SummedQuantized(quantized, layer.group, of_whole=layer.of_whole)
+    if isinstance(layer, RowParallel):
+        return RowParallelQuantized(quantized, layer.group, of_whole=layer.of_whole)
     return quantized
 
 

@@ -19,8 +19,8 @@ from ....protocol.errors import InvalidRequest
 from ..model.quantization.linear import QuantizedLinear
 from ..model.support import refusal
 from .group import RankGroup
-from .layers import Division, GatheredLinear, SummedExperts, SummedLinear, shard_of
-from .quantized import SummedQuantized, columns_of, rows_of
+from .layers import Division, GatheredLinear, RowParallelExperts, RowParallelLinear, shard_of
+from .quantized import RowParallelQuantized, columns_of, rows_of
 
 OWN_TP_PLANS = {
     "gpt_oss": {
@@ -146,7 +146,7 @@ class Sharding:
         parent_name, _, own = name.rpartition(".")
         parent = self.transformer.get_submodule(parent_name)
         if style == "moe_tp_experts":
-            setattr(parent, own, SummedExperts(module, self.group))
+            setattr(parent, own, RowParallelExperts(module, self.group))
             return
         if style == "colwise":
             self.divided[name] = Division(outputs=self.shards_of_outputs(name))
@@ -163,7 +163,7 @@ class Sharding:
         elif style in SUMMED:
             bias = bias if self.group.rank == 0 else None
             shard = frozen(self.shard(weight, 1, name))
-            setattr(parent, own, SummedLinear(shard, bias, self.group, of_whole=SUMMED[style]))
+            setattr(parent, own, RowParallelLinear(shard, bias, self.group, of_whole=SUMMED[style]))
         elif style in GATHERED:
             shard_of_bias = None if bias is None else frozen(self.padded_shard(bias))
             shard = frozen(self.padded_shard(weight))
@@ -175,7 +175,7 @@ class Sharding:
         if style == "colwise":
             return rows_of(layer, *self.divided[name].outputs, name)
         shard = columns_of(layer, self.group, name)
-        return SummedQuantized(shard, self.group, of_whole=SUMMED[style])
+        return RowParallelQuantized(shard, self.group, of_whole=SUMMED[style])
 
     def shards_of_outputs(self, name: str) -> tuple[int, int]:
         """Into how many shards the outputs of a layer are divided, and which of them is this rank's. Several ranks have

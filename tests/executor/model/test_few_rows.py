@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from interpreter import DEVICE, INTERPRETED, needs_interpreter, needs_kernels, run_interpreted
 from slipstream.actors.executor.model.adapters.tail import TailedLinear
 from slipstream.actors.executor.model.linear import GivenLinear
-from slipstream.actors.executor.ranks.layers import SummedLinear
+from slipstream.actors.executor.ranks.layers import RowParallelLinear
 from slipstream.protocol.errors import ModelNotSupported
 from torch import Tensor, nn
 
@@ -81,7 +81,7 @@ class Layers(nn.Module):
         draw = nn.Parameter(random(24, 32, dtype=torch.float16), requires_grad=False)
         self.plain = nn.Linear(32, 24, bias=False)
         self.plain.weight = draw
-        self.of_a_rank = SummedLinear(draw, None, None, of_whole=False)  # type: ignore[arg-type]
+        self.of_a_rank = RowParallelLinear(draw, None, None, of_whole=False)  # type: ignore[arg-type]
         self.with_tail = TailedLinear(draw, None, 24)
         self.with_tail.extend = lambda states: F.pad(states, (0, 8), value=1.0)
         self.exact = nn.Linear(32, 24).to(DEVICE)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from slipstream.actors.executor.attention import backend as attention
 from slipstream.actors.executor.attention import transformers_hook
 from slipstream.actors.executor.attention.torch_backend import TorchAttention
-from slipstream.actors.executor.attention.transformers_hook import attention_chunk_of, temperature
+from slipstream.actors.executor.attention.transformers_hook import attention_chunk_of, attention_temperature
 from slipstream.actors.executor.cache.paged import PagedBatch
 from slipstream.actors.executor.model import support
 from slipstream.actors.executor.model.comparison import compared
@@ -201,11 +201,11 @@ def test_comparison_refuses_queries_that_are_not_scaled_by_position(
 ) -> None:
     def faulty(module: Any, positions: Tensor) -> Tensor:
         places = torch.arange(len(positions)) if fault != "not scaled" else torch.zeros(len(positions))
-        return temperature(module, places)
+        return attention_temperature(module, places)
 
     folder = make_checkpoint("llama4_text", tmp_path, floor_scale=8192)
     load(folder)
-    monkeypatch.setattr(transformers_hook, "temperature", faulty)
+    monkeypatch.setattr(transformers_hook, "attention_temperature", faulty)
     with pytest.raises(ModelNotSupported, match="differ from plain attention by"):
         load(folder)
 

@@ -13,15 +13,15 @@ from rank_threads import LOADING, at_once, groups, take_turns
 from slipstream.actors.executor.model.adapters import limits as adapter_limits_module
 from slipstream.actors.executor.model.adapters.limits import AdapterLimits
 from slipstream.actors.executor.model.adapters.products import Stack, Tail, TorchProducts
-from slipstream.actors.executor.model.adapters.tail import TailedSummed
+from slipstream.actors.executor.model.adapters.tail import TailedRowParallel
 from slipstream.actors.executor.model.comparison import compared_tokens, paged_logits
 from slipstream.actors.executor.model.loading.load import from_config, load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.model.quantization.linear import PROJECTIONS, QuantizedLinear
 from slipstream.actors.executor.ranks import shard_loading
 from slipstream.actors.executor.ranks.group import RankGroup
-from slipstream.actors.executor.ranks.layers import SummedExperts, SummedLinear
-from slipstream.actors.executor.ranks.quantized import SummedQuantized
+from slipstream.actors.executor.ranks.layers import RowParallelExperts, RowParallelLinear
+from slipstream.actors.executor.ranks.quantized import RowParallelQuantized
 from slipstream.actors.executor.ranks.shard import Sharding, shard
 from slipstream.actors.executor.ranks.shard_loading import divide, load_shard, make_shard, shortened
 from slipstream.protocol.errors import InvalidRequest, ModelNotSupported
@@ -109,17 +109,17 @@ def no_sums(patch: pytest.MonkeyPatch) -> None:
 
 
 def experts_not_summed(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(SummedExperts, "forward", lambda self, *given: self.experts(*given))
+    patch.setattr(RowParallelExperts, "forward", lambda self, *given: self.experts(*given))
 
 
 def attention_not_summed(patch: pytest.MonkeyPatch) -> None:
-    real = SummedLinear.forward
+    real = RowParallelLinear.forward
 
-    def forward(self: SummedLinear, input: Tensor) -> Tensor:
+    def forward(self: RowParallelLinear, input: Tensor) -> Tensor:
         square = self.in_features * self.group.size == self.out_features
         return nn.Linear.forward(self, input) if square else real(self, input)
 
-    patch.setattr(SummedLinear, "forward", forward)
+    patch.setattr(RowParallelLinear, "forward", forward)
 
 
 def logits_in_wrong_order(patch: pytest.MonkeyPatch) -> None:
@@ -355,7 +355,7 @@ def test_quantized_weights_are_divided_with_their_scales_and_joined(
         assert model.unfused_because == ""
         layers = [module for module in model.transformer.modules() if isinstance(module, QuantizedLinear)]
         assert len(layers) == 4 * len(model.layout.layers)
-        assert sum(isinstance(layer, SummedQuantized) for layer in layers) == len(layers) // 2
+        assert sum(isinstance(layer, RowParallelQuantized) for layer in layers) == len(layers) // 2
 
 
 def test_ranks_share_quantized_key_heads_where_there_are_fewer() -> None:
@@ -377,10 +377,12 @@ def test_the_comparison_finds_a_quantized_part_that_is_wrong(
     fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if fault == "no sum":
-        monkeypatch.setattr(SummedQuantized, "forward", QuantizedLinear.forward)
+        monkeypatch.setattr(RowParallelQuantized, "forward", QuantizedLinear.forward)
     else:
         right = QuantizedLinear.multiply
-        monkeypatch.setattr(SummedQuantized, "multiply", lambda layer, states: right(layer, states) * 1.05)
+        monkeypatch.setattr(
+            RowParallelQuantized, "multiply", lambda layer, states: right(layer, states) * 1.05
+        )
     models = [quantized_whole("llama", (1, 0)) for _ in range(2)]
     with pytest.raises(ModelNotSupported, match="differ from plain attention"):
         at_once(divide, models, groups(2))
@@ -465,7 +467,7 @@ def test_ranks_add_their_parts_of_an_adapter(
             attention_backend="torch",
             adapter_limits=adapter_limits,
         )
-        summed = [module for module in part.transformer.modules() if isinstance(module, TailedSummed)]
+        summed = [module for module in part.transformer.modules() if isinstance(module, TailedRowParallel)]
         assert bool(summed) == (adapter_limits is not None)
         return logits(with_adapter(part, adapter))
 

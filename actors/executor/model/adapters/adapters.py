@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .....protocol.errors import InvalidRequest
 from .....protocol.internal import Adapter
-from ...ranks.layers import WHOLE, Division, Summed
+from ...ranks.layers import WHOLE, Division, RowParallel
 from .check import check_products
 from .folder import AdapterFolder, Pair
 from .products import Products, Stack, Tail, TorchProducts
@@ -65,7 +65,7 @@ class Adapters:
                 self.targets[layer] = Target(stack, sublayer, divided.get(layer, WHOLE))
             if isinstance(module, TailedLinear) and isinstance(stack, Tail):
                 module.extend = functools.partial(self.extend, stack)
-            elif isinstance(module, Summed):
+            elif isinstance(module, RowParallel):
                 module.adding = functools.partial(self.add, stack)
             else:
                 module.register_forward_hook(self.hook(stack))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ...ranks.layers import SummedLinear
+from ...ranks.layers import RowParallelLinear
 
 ALIGNMENT = 64
 """Columns of which a tail has a multiple, so that the rows of a weight begin where a GPU reads at once."""
@@ -25,7 +25,7 @@ class AdapterLimits:
 
     def tail(self, layers: Sequence[nn.Linear]) -> int:
         """Columns of the tail beside ``layers``, which will be joined; 0: they get none."""
-        if any(type(layer) not in (nn.Linear, SummedLinear) for layer in layers):
+        if any(type(layer) not in (nn.Linear, RowParallelLinear) for layer in layers):
             return 0
         columns = -(-self.count * self.max_rank * len(layers) // ALIGNMENT) * ALIGNMENT
         return columns if columns <= MOST_OF_WIDTH * layers[0].in_features else 0

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...ranks.layers import Summed, SummedLinear
+from ...ranks.layers import RowParallel, RowParallelLinear
 from ..linear import GivenLinear
 
 
@@ -38,19 +38,19 @@ class TailedLinear(GivenLinear):
         return self.product(self.extend(input), self.weight, self.bias)
 
 
-class TailedSummed(TailedLinear, Summed):
+class TailedRowParallel(TailedLinear, RowParallel):
     """A layer of which a rank has columns, with a tail for the adapters' shards of these columns."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, like: SummedLinear) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, like: RowParallelLinear) -> None:
         super().__init__(weight, bias, like.in_features)
         self.group, self.of_whole = like.group, like.of_whole
 
     def forward(self, input: Tensor) -> Tensor:
-        return Summed.forward(self, input)
+        return RowParallel.forward(self, input)
 
 
 def tailed(like: nn.Linear, weight: Tensor, bias: Tensor | None) -> TailedLinear:
     """A layer with this ``weight`` [N, K + C] that does with its products what ``like`` does with its own."""
-    if isinstance(like, SummedLinear):
-        return TailedSummed(weight, bias, like)
+    if isinstance(like, RowParallelLinear):
+        return TailedRowParallel(weight, bias, like)
     return TailedLinear(weight, bias, like.in_features)

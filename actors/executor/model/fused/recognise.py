@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...ranks.layers import SummedLinear
-from ...ranks.quantized import SummedQuantized
+from ...ranks.layers import RowParallelLinear
+from ...ranks.quantized import RowParallelQuantized
 from ..findings import Call, DecoderFindings, DerivedValues
 from ..quantization.linear import QuantizedLinear
 from .decoder import Rotary
@@ -216,7 +216,7 @@ def recognise_mlp(mlp: nn.Module, found: LayerParts, derived: DerivedValues) -> 
         found.activation, found.whole_mlp = activation, None
 
 
-KNOWN_LINEARS = (nn.Linear, SummedLinear, QuantizedLinear, SummedQuantized)
+KNOWN_LINEARS = (nn.Linear, RowParallelLinear, QuantizedLinear, RowParallelQuantized)
 
 
 def linears(parts: dict[str, nn.Module], *choices: tuple[str, ...]) -> list[nn.Linear]:

@@ -22,28 +22,28 @@ class RowStates:
     sequence that has begun: a sequence that begins has a state of zeros, which says the same as none.
     """
 
-    def __init__(self, slots: StateCache, rows: Tensor) -> None:
-        """``rows`` int64 [N] of the state slots."""
-        self.slots, self.rows = slots, rows
+    def __init__(self, cache: StateCache, rows: Tensor) -> None:
+        """``rows`` int64 [N] of the state slots in ``cache``."""
+        self.cache, self.rows = cache, rows
         self.taken: dict[StateKey, Tensor] = {}
         """Copies [N, *shape], which a module may write into as well."""
 
     def take(self, key: StateKey) -> Tensor:
         state = self.taken.get(key)
         if state is None:
-            state = self.taken[key] = self.slots.states[key].index_select(0, self.rows)
+            state = self.taken[key] = self.cache.states[key].index_select(0, self.rows)
         return state
 
     def put_back(self) -> None:
         for key, state in self.taken.items():
-            self.slots.states[key].index_copy_(0, self.rows, state)
+            self.cache.states[key].index_copy_(0, self.rows, state)
 
     def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> Tensor:
         return self.take(StateKey(layer_idx, "conv", state_idx))
 
     def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
         key = StateKey(layer_idx, "recurrent", state_idx)
-        return self.take(key) if key in self.slots.states else None
+        return self.take(key) if key in self.cache.states else None
 
     def update_conv_state(
         self, conv_states: Tensor, layer_idx: int, state_idx: int = 0, **options: Any

@@ -27,7 +27,7 @@ class StatefulModules:
     def __init__(self, modules: list[StatefulModule], layout: StateLayout) -> None:
         self.segments: list[tuple[slice, Tensor, bool]] = []
         """The segments of the step under way: tokens, the slots of their rows, and whether each row has one token."""
-        self.slots: StateCache | None = None
+        self.cache: StateCache | None = None
         """None: no step is under way, and the modules are as transformers has them."""
         self.tokens = 0
         self.layout = layout
@@ -63,21 +63,21 @@ class StatefulModules:
 
     def begin(self, batch: PagedBatch) -> None:
         assert batch.states is not None
-        self.slots, self.tokens = batch.states, len(batch.write_index)
+        self.cache, self.tokens = batch.states, len(batch.write_index)
         self.segments = segments_of(batch)
 
     def end(self) -> None:
-        self.slots = None
+        self.cache = None
 
     def in_segments(self, one: StatefulModule, takes_chunks: bool) -> Callable[..., Any]:
         whole, continued = one.module.forward, going_on(one.module)
 
         def forward(*given: Any, **named: Any) -> Any:
-            if self.slots is None:
+            if self.cache is None:
                 return whole(*given, **named)
             outputs: list[Any] = []
             for tokens, rows, single in self.segments:
-                states = RowStates(self.slots, rows)
+                states = RowStates(self.cache, rows)
                 pieces = (
                     [tokens]
                     if single or takes_chunks
