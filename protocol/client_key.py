@@ -14,7 +14,7 @@ from typing import Any
 
 import zmq
 
-from .errors import InvalidRequest
+from .errors import InvalidRequest, brief
 
 CLIENT_KEY_VARIABLE = "SLIPSTREAM_CLIENT_KEY"
 """Names the client key for ``tcp://`` endpoints, where a program gives none."""
@@ -51,7 +51,13 @@ def client_key(curve: Curve, endpoint: str, environ: Mapping[str, str] = os.envi
     """The key for a connection: the given one or, for ``tcp://``, that which the environment names."""
     if curve is None and endpoint.startswith("tcp://"):
         curve = environ.get(CLIENT_KEY_VARIABLE)
-    return curve if curve is None or isinstance(curve, ClientKey) else ClientKey.read(curve)
+    if curve is None or isinstance(curve, ClientKey):
+        return curve
+    if not isinstance(curve, str | os.PathLike):
+        raise InvalidRequest(
+            f"curve={brief(curve)} is neither a ClientKey nor the path of a key file", param="curve"
+        )
+    return ClientKey.read(curve)
 
 
 def read_key(path: Path, names: tuple[str, ...]) -> dict[str, str]:

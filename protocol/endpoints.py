@@ -8,7 +8,7 @@ import os
 import socket
 from pathlib import Path
 
-from .errors import InvalidRequest
+from .errors import InvalidRequest, brief
 from .limits import MAX_IPC_PATH_BYTES
 from .paths import absolute_path
 
@@ -23,6 +23,8 @@ def check_endpoint(endpoint: str, *, insecure: bool = False, folder: str = "") -
     which bind it, work in ``/``. ``InvalidRequest`` names what is wrong. TCP on another address than the loopback needs
     ``insecure``, which stands for keys as well.
     """
+    if not isinstance(endpoint, str):
+        raise InvalidRequest(f"endpoint {brief(endpoint)} is no text such as ipc://PATH", param="endpoint")
     scheme, separator, address = endpoint.partition("://")
     if not separator or scheme not in ("ipc", "tcp"):
         raise InvalidRequest(

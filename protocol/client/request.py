@@ -9,7 +9,7 @@ import msgpack
 import msgspec
 
 from ..codec import encode_from_client, unpack
-from ..errors import InvalidRequest
+from ..errors import InvalidRequest, brief
 from ..limits import MAX_ALL_ITEMS, MAX_CHOICES, MAX_CONTAINERS, MAX_FRAME_BYTES, MAX_ITEMS, MAX_KEYS
 from ..messages import Generate
 from ..sampling import SamplingParams
@@ -36,6 +36,13 @@ def check_many(name: str, values: object) -> None:
     """``InvalidRequest`` unless these are several, which have an order and can be counted."""
     if isinstance(values, str | bytes) or not isinstance(values, Sequence):
         raise InvalidRequest(f"{name} is of type {type(values).__name__}; give a list", param=name)
+
+
+def check_seconds(name: str, seconds: object) -> float:
+    """A time that somebody is ready to wait; ``InvalidRequest`` unless it is a number above 0."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+        raise InvalidRequest(f"{name}={brief(seconds)}; give a number of seconds above 0", param=name)
+    return seconds
 
 
 def check_params(params: SamplingParams | None) -> SamplingParams:

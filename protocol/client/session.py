@@ -26,7 +26,15 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
 from ..codec import decode_to_client, encode, encode_from_client
-from ..errors import InvalidRequest, Overloaded, ProtocolError, ServiceUnavailable, SlipstreamError, from_wire
+from ..errors import (
+    InvalidRequest,
+    Overloaded,
+    ProtocolError,
+    ServiceUnavailable,
+    SlipstreamError,
+    brief,
+    from_wire,
+)
 from ..formats.ids import CallIds
 from ..formats.tools import Offer, offer_of, with_schema
 from ..limits import MAX_FRAME_BYTES, MAX_REQUEST_ID_CHARS, PROTOCOL
@@ -52,7 +60,7 @@ from ..messages import (
 from ..sampling import SamplingParams
 from .pending import Pending, Stream
 from .questions import ASKED_BY, Question, Questions
-from .request import check_asked, check_params, encode_request
+from .request import check_asked, check_params, check_seconds, encode_request
 
 PING_AFTER_S = 1.0
 """Silence while a request is open, after which the session pings the gateway. The gateway itself writes to a client
@@ -94,7 +102,7 @@ class Session:
         refuses: Callable[[Welcome], str | None] | None = None,
     ) -> None:
         self.endpoint = endpoint
-        self.timeout_s = timeout_s
+        self.timeout_s = check_seconds("timeout_s", timeout_s)
         """Seconds for which the service may be unavailable, at first or after a lost connection, before requests
         fail."""
         self.lost_after_s = lost_after_s
@@ -206,8 +214,8 @@ class Session:
         """Ask for the gateway's ``Stats``, its ``Trace`` of the last ``seconds``, its ``Actors`` or its ``Welcome``, or
         have it reset its cache; for ``Adapters`` the question is ``message``."""
         self.check_open()
-        if seconds is not None and not seconds > 0:
-            raise InvalidRequest(f"seconds={seconds}; give more than 0", param="seconds")
+        if seconds is not None:
+            check_seconds("seconds", seconds)
         asked_by = GetTrace(seconds=seconds) if expects is Trace else ASKED_BY.get(expects)
         question = Question(expects, message or asked_by)
         self.ensure_connection(now)
@@ -225,6 +233,8 @@ class Session:
 
     def abort(self, request_id: str) -> None:
         """Ask the gateway to end a request; its last delta then has ``finish_reason="abort"``."""
+        if not isinstance(request_id, str):
+            raise InvalidRequest(f"request_id={brief(request_id)} is no text", param="request_id")
         stream = self.streams.get(request_id)
         if stream is None or stream.aborted:
             return

@@ -23,6 +23,7 @@ from .options.route import RouteOptions
 from .options.serve import ServeOptions
 from .protocol.actors import HELPERS
 from .protocol.client.blocking import Client
+from .protocol.client.request import check_seconds
 from .protocol.errors import ServiceUnavailable, SlipstreamError, from_wire
 from .runtime.options.command_line import to_arguments
 from .runtime.options.sources import resolve
@@ -43,6 +44,9 @@ OTHERS = {
 
 SYSTEMD = {"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"}
 """Variables that are for your program, if systemd started it, and not for its service."""
+
+MOST_POLLED_S = 3600.0
+"""For which the kernel waits at once; ``start_timeout_s`` may be any number, infinity too."""
 
 STOP_MARGIN_S = 5.0
 """Beyond ``shutdown_timeout``: for the actors to end after the last request has."""
@@ -70,6 +74,7 @@ class Sidecar:
         options: dict[str, Any],
         timeout_s: float,
     ) -> None:
+        check_seconds("start_timeout_s", timeout_s)
         environment = {name: value for name, value in os.environ.items() if name not in OTHERS | SYSTEMD}
         self.options = resolve(table, keywords=options, environ=environment).options
         """The options of the service, with those from the environment and a configuration file."""
@@ -194,10 +199,12 @@ class Sidecar:
         line = b""
         while not line.endswith(b"\n"):
             rest = deadline - time.monotonic()
-            if rest <= 0 or not poller.poll(rest * 1000):
+            if rest <= 0:
                 raise ServiceUnavailable(
                     f"the service was not ready within start_timeout_s={timeout_s:g}; its log:\n{self.log}"
                 )
+            if not poller.poll(min(rest, MOST_POLLED_S) * 1000):
+                continue
             part = ready.read(65536)
             if not part:
                 code = self._process.wait()
