@@ -35,6 +35,7 @@ from ...protocol.internal import (
 from ...runtime.actor import Actor
 from ..options import SchedulerOptions
 from .adapters import Adapters
+from .arrivals import Arrivals, too_long
 from .config import SchedulerConfig
 from .executor_deaths import ExecutorDeaths
 from .holdings import Holdings
@@ -44,10 +45,8 @@ from .outgoing import NO_REQUESTS, NO_TOKENS, Outgoing
 from .plan_builder import OutstandingStep
 from .plan_timing import PlanTiming
 from .planner import Planner
-from .prefix import salt_of
 from .quarantine import MESSAGE
 from .sequence import Sequence
-from .waiting import sort_key
 
 if TYPE_CHECKING:
     from ...runtime.process.child import StartContext
@@ -62,7 +61,7 @@ class Scheduler(Actor):
     def __init__(self, config: SchedulerConfig) -> None:
         super().__init__()
         self.config = config
-        self.eos = frozenset(config.eos_token_ids)
+        self.arrivals = Arrivals(config)
         self.handlers |= {
             Enqueue: self.on_enqueue,
             Cancel: self.on_cancel,
@@ -102,7 +101,7 @@ class Scheduler(Actor):
         if known is not None:
             self.resend(known, message)
             return
-        sequence = self.sequence_of(message, now)
+        sequence = self.arrivals.sequence_of(message, now)
         if refusal := self.refusal_of(sequence):
             self.refuse(refusal)
             return
@@ -124,43 +123,9 @@ class Scheduler(Actor):
                 self.finish(sequence, "length")
         return sequence.finished
 
-    def sequence_of(self, message: Enqueue, now: float) -> Sequence:
-        prompt = np.frombuffer(message.prompt, np.int32)
-        delivered = np.frombuffer(message.delivered, np.int32)
-        params = message.params
-        limit = self.config.max_model_len
-        target = limit if params.max_tokens is None else min(limit, len(prompt) + params.max_tokens)
-        eos = frozenset() if params.ignore_eos else self.eos
-        stop = np.array(sorted(eos | set(params.stop_token_ids)), np.int32)
-        return Sequence(
-            request=message.request,
-            tokens=np.concatenate([prompt, delivered]),
-            prompt_len=len(prompt),
-            target=target,
-            params=params,
-            stop_tokens=stop,
-            eos=eos,
-            connection=message.connection,
-            sort_key=sort_key(now, params.priority),
-            salt=salt_of(params.cache_salt),
-            attempt=message.attempt,
-            delivered=len(delivered),
-            marks=message.marks,
-            before=message.before,
-            calls=message.calls,
-            queued_at=now,
-        )
-
     def refusal_of(self, sequence: Sequence) -> Finished | None:
         """The error for a sequence that the executor cannot compute; None if it can, or if no executor has come yet."""
-        limit = self.holdings.longest
-        if limit is not None and sequence.target > limit:
-            most = sequence.target - sequence.prompt_len
-            message = (
-                f"the prompt's {sequence.prompt_len} tokens and max_tokens up to {most}"
-                f" need room for {sequence.target} tokens, and the KV cache holds {limit}:"
-                " shorten the prompt or lower max_tokens"
-            )
+        if message := too_long(sequence, self.holdings.longest):
             return Finished(sequence.request, "context_length_exceeded", None, message)
         if missing := self.adapters.resolve(sequence):
             return Finished(sequence.request, "model_not_found", None, missing, "adapter")

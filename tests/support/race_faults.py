@@ -28,6 +28,7 @@ PLAN_BUILDER = "slipstream.actors.scheduler.plan_builder"
 PREFIX = "slipstream.actors.scheduler.prefix"
 HOLDINGS = "slipstream.actors.scheduler.holdings"
 PLANNER = "slipstream.actors.scheduler.planner"
+ARRIVALS = "slipstream.actors.scheduler.arrivals"
 SCHEDULER = "slipstream.actors.scheduler.scheduler"
 SLOT, BLOCK = "sequence slot", "KV block"
 
@@ -89,7 +90,7 @@ def plant(fault: Fault) -> Code:
         if fault.module == POOL:
             with mock.patch.dict(sys.modules, {POOL: module}):
                 parts["BlockPool"] = edited(BLOCKS, ()).BlockPool
-        for user, name in ((HOLDINGS, "Holdings"), (PLANNER, "Planner")):
+        for user, name in ((HOLDINGS, "Holdings"), (PLANNER, "Planner"), (ARRIVALS, "Arrivals")):
             if name not in parts:
                 module = edited(user, ())
                 vars(module).update(parts)

@@ -62,6 +62,7 @@ SESSION = "protocol.client.session:Session"
 STREAM = "protocol.client.session:Stream"
 TOKENIZER = "actors.text.tokenizer:Tokenizer"
 SCHEDULER = "actors.scheduler.scheduler:Scheduler"
+ARRIVALS = "actors.scheduler.arrivals:Arrivals"
 OUTGOING = "actors.scheduler.outgoing:Outgoing"
 EXECUTOR_DEATHS = "actors.scheduler.executor_deaths:ExecutorDeaths"
 HOLDINGS = "actors.scheduler.holdings:Holdings"
@@ -319,13 +320,13 @@ FAULTS = [
     ),
     Fault(
         "the-scheduler-begins-anew",
-        f"{SCHEDULER}.sequence_of",
+        f"{ARRIVALS}.sequence_of",
         "np.concatenate([prompt, delivered])",
         "prompt",
     ),
     Fault(
         "delivered-tokens-count-as-prompt",
-        f"{SCHEDULER}.sequence_of",
+        f"{ARRIVALS}.sequence_of",
         "prompt_len=len(prompt)",
         "prompt_len=len(prompt) + len(delivered)",
     ),
