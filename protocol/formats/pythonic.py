@@ -81,7 +81,7 @@ class PythonCalls(Reader):
         may_be = any(mark.startswith(begun) for mark in OPENING) or BEGINNING.fullmatch(begun) is not None
         if not may_be or len(self.buffer) > MAX_CHARACTERS:
             first = 0 if self.opening else 1
-            self.say_list(self.buffer[:first])
+            self.emit_list(self.buffer[:first])
             self.buffer = self.buffer[first:]
             return True
         end = self.list_end.find(self.buffer)
@@ -94,11 +94,11 @@ class PythonCalls(Reader):
         text = without_opening(inside).rstrip()
         calls = read_calls(text, self.offered)
         if calls is None:
-            self.say_list(as_written)
+            self.emit_list(as_written)
             return
         fitting = [self.fits(call) for call in calls]
         if not any(fitting):
-            self.say_list(as_written)
+            self.emit_list(as_written)
             return
         sources = [""] * len(calls) if all(fitting) else sources_of(text, [call.node for call in calls])
         for call, fits, source in zip(calls, fitting, sources, strict=True):
@@ -112,7 +112,7 @@ class PythonCalls(Reader):
     def fits(self, call: Call) -> bool:
         return not self.offered.checks(call.name) or self.offered.fits(call.name, call.arguments)
 
-    def say_list(self, as_written: str) -> None:
+    def emit_list(self, as_written: str) -> None:
         """What looked like a list of calls is none."""
         self.emit_text(self.opening + as_written)
         self.where, self.opening, self.after_call = "text", "", False

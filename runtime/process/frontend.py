@@ -63,10 +63,10 @@ class FrontendHost:
         """Its sockets went with its loop."""
 
     async def serve(self) -> None:
-        asyncio.get_running_loop().add_reader(self.channel.fileno(), self.hear)
+        asyncio.get_running_loop().add_reader(self.channel.fileno(), self.receive_from_supervisor)
         await self.frontend.serve()
 
-    def hear(self) -> None:
+    def receive_from_supervisor(self) -> None:
         """Take in what the supervisor says; its death ends the frontend."""
         try:
             message = control.receive(self.channel)

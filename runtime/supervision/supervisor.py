@@ -256,14 +256,14 @@ class Supervisor:
             if child.output is not None and child.output.reader in ready:
                 child.output.read()
             if child.running and child.channel.fileno() in ready:
-                self.hear(child)
+                self.receive_from(child)
             if child.running and child.pidfd in ready:
                 if child.spec.role in HELPERS:
                     self.on_helper_death(child)
                 else:
                     self.on_death(child)
 
-    def hear(self, child: Child) -> None:
+    def receive_from(self, child: Child) -> None:
         """Handle everything that a child has said."""
         while True:
             try:
@@ -303,13 +303,13 @@ class Supervisor:
     def on_death(self, child: Child) -> None:
         """Have a dead child, or all children, start again; ``ChildFailed`` if it never was ready or no restart
         helps."""
-        self.hear(child)  # its last words, if any
+        self.receive_from(child)  # its last words, if any
         if child.spec.frontend_of is not None and self.stopping and child.has_work and not child.drained:
             self.cut_off = (
                 f"{child.spec.name} ended in the middle of answers"  # its connections ended with it
             )
         members = members_of(child, self.children)
-        child, status = end_together(child, members, self.hear)
+        child, status = end_together(child, members, self.receive_from)
         now, name = time.monotonic(), child.spec.name
         failed = ChildFailed(child, status)
         in_hand, own_fault = child.in_hand.read(), child.crashed(status)
@@ -427,7 +427,7 @@ class Supervisor:
     def on_helper_death(self, child: Child) -> None:
         """Handle the death of a helper, which nobody waits for. An exception is a spare that could not prepare the
         first incarnations: its reason is why they cannot start."""
-        self.hear(child)
+        self.receive_from(child)
         if child.spec.role == "spare" and child.failure is not None and self.waiting_for_spare:
             raise ChildFailed(child, child.process.wait())
         self.helpers.on_death(child)

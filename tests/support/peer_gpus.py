@@ -59,7 +59,7 @@ def compare(group: RankGroup, device: torch.device) -> dict[str, int]:
     for dtype in DTYPES:
         for count in COUNTS:
             mine = given(count, dtype, group.rank, device)
-            if not group.exchange.sums(mine):
+            if not group.exchange.can_sum(mine):
                 continue
             parts = [given(count, dtype, rank, device).float() for rank in range(group.size)]
             total = functools.reduce(torch.add, parts)
@@ -84,7 +84,7 @@ def gathered(group: RankGroup, device: torch.device) -> dict[str, int]:
                 part = given(rows * columns, dtype, group.size * number + group.rank, device).view(
                     rows, columns
                 )
-                if not group.exchange.gathers(part):
+                if not group.exchange.can_gather(part):
                     continue
                 width = group.size * columns - less
                 expected = by_nccl.gather(part, width)
@@ -94,7 +94,7 @@ def gathered(group: RankGroup, device: torch.device) -> dict[str, int]:
         for rows in (1, 2, 33, 256, 5000):
             tokens = (torch.arange(rows, device=device) * (7 + number) % 128256).int() * (1 + group.rank) - 1
             expected = by_nccl.broadcast(tokens.clone())
-            found["broadcasts"] += group.exchange.broadcasts(tokens)
+            found["broadcasts"] += group.exchange.can_broadcast(tokens)
             found["wrong"] += not torch.equal(group.broadcast(tokens), expected)
     return found
 

@@ -72,14 +72,14 @@ class PeerExchange:
             "PROGRAMS": self.programs,
         }
 
-    def takes(self, tensor: Tensor) -> bool:
+    def supports(self, tensor: Tensor) -> bool:
         """Whether tensors of this kind and size, which are those of all ranks, can be exchanged here."""
         nbytes = tensor.nbytes
         return tensor.dtype in DTYPES and 0 < nbytes <= self.most_bytes and nbytes % WORD == 0
 
-    def sums(self, tensor: Tensor) -> bool:
+    def can_sum(self, tensor: Tensor) -> bool:
         """Whether such tensors are summed here faster than by NCCL if the kernel does nothing else."""
-        return self.takes(tensor) and tensor.nbytes <= self.most_bytes_alone
+        return self.supports(tensor) and tensor.nbytes <= self.most_bytes_alone
 
     def sum(self, tensor: Tensor) -> None:
         """Put the sum of all ranks' tensors into ``tensor``."""
@@ -90,9 +90,9 @@ class PeerExchange:
         if summed is not tensor:
             tensor.copy_(summed)
 
-    def gathers(self, tensor: Tensor) -> bool:
+    def can_gather(self, tensor: Tensor) -> bool:
         """Whether such tensors [N, M] are gathered here: those that are summed here, if no word is of two rows."""
-        return self.sums(tensor) and tensor.shape[1] * tensor.itemsize % WORD == 0
+        return self.can_sum(tensor) and tensor.shape[1] * tensor.itemsize % WORD == 0
 
     def gather(self, tensor: Tensor, width: int) -> Tensor:
         """The columns of all ranks' tensors [N, M] in the order of ranks, cut to [N, width]."""
@@ -102,7 +102,7 @@ class PeerExchange:
         gather(aligned(tensor), out, self.programs, self.tile, self.arguments)
         return out
 
-    def broadcasts(self, tensor: Tensor) -> bool:
+    def can_broadcast(self, tensor: Tensor) -> bool:
         """Whether rank 0's tensor of this kind and size is brought to all here."""
         return tensor.dtype == torch.int32 and 0 < tensor.numel() * WORD <= self.most_bytes
 

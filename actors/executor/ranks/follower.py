@@ -38,9 +38,9 @@ class Follower(StepActor):
         self.capture_next = capture_next
         self.early: deque[Plan | Forget | CaptureNext] = deque()
         self.handlers |= {
-            Plan: self.on_order,
-            Forget: self.on_order,
-            CaptureNext: self.on_order,
+            Plan: self.on_command,
+            Forget: self.on_command,
+            CaptureNext: self.on_command,
             Completed: self.on_completed,
         }
 
@@ -48,18 +48,18 @@ class Follower(StepActor):
     def idle(self) -> bool:
         return self.pipeline.idle and not self.early
 
-    def on_order(self, order: Plan | Forget | CaptureNext, now: float) -> None:
-        self.early.append(order)
+    def on_command(self, command: Plan | Forget | CaptureNext, now: float) -> None:
+        self.early.append(command)
         self.go_on()
 
     def go_on(self) -> None:
         """Do what has come, in its order, as far as that is possible now."""
         while self.early and (self.pipeline.idle or (isinstance(self.early[0], Plan) and self.pipeline.free)):
-            order = self.early.popleft()
-            if isinstance(order, Plan):
-                self.launch(order)
+            command = self.early.popleft()
+            if isinstance(command, Plan):
+                self.launch(command)
                 self.pass_masks()
-            elif isinstance(order, Forget):
+            elif isinstance(command, Forget):
                 self.batch.clear()
             elif self.capture_next is not None:
                 self.capture_next()

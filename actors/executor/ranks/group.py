@@ -58,12 +58,12 @@ class Exchange(Protocol):
     def programs(self) -> int: ...
     @property
     def arguments(self) -> dict[str, Any]: ...
-    def takes(self, tensor: Tensor) -> bool: ...
-    def sums(self, tensor: Tensor) -> bool: ...
+    def supports(self, tensor: Tensor) -> bool: ...
+    def can_sum(self, tensor: Tensor) -> bool: ...
     def sum(self, tensor: Tensor) -> None: ...
-    def gathers(self, tensor: Tensor) -> bool: ...
+    def can_gather(self, tensor: Tensor) -> bool: ...
     def gather(self, tensor: Tensor, width: int) -> Tensor: ...
-    def broadcasts(self, tensor: Tensor) -> bool: ...
+    def can_broadcast(self, tensor: Tensor) -> bool: ...
     def broadcast(self, tensor: Tensor) -> None: ...
 
 
@@ -92,7 +92,7 @@ class RankGroup:
         """Put the sum of all ranks' tensors into ``tensor``, which is returned."""
         if tensor.is_meta:
             return tensor
-        if self.exchange is not None and self.exchange.sums(tensor):
+        if self.exchange is not None and self.exchange.can_sum(tensor):
             self.exchange.sum(tensor)
         else:
             with TOGETHER:
@@ -102,7 +102,7 @@ class RankGroup:
     def exchange_for(self, tensor: Tensor) -> Exchange | None:
         """The exchange for a kernel that sums tensors like this one on its way, or None for the backend: the same on
         all ranks, whose tensors are alike."""
-        return self.exchange if self.exchange is not None and self.exchange.takes(tensor) else None
+        return self.exchange if self.exchange is not None and self.exchange.supports(tensor) else None
 
     def description(self) -> str:
         """Describes for people how GPUs exchange tensors."""
@@ -117,7 +117,7 @@ class RankGroup:
 
     def gather(self, tensor: Tensor, width: int) -> Tensor:
         """The columns of all ranks' tensors [N, M] in the order of ranks, cut to [N, width]."""
-        if self.exchange is not None and self.exchange.gathers(tensor):
+        if self.exchange is not None and self.exchange.can_gather(tensor):
             return self.exchange.gather(tensor, width)
         rows, columns = tensor.shape
         gathered = tensor.new_empty(self.size * rows, columns)
@@ -130,7 +130,7 @@ class RankGroup:
 
     def broadcast(self, tensor: Tensor) -> Tensor:
         """Put what rank 0 has in ``tensor`` into that of every rank; returns it."""
-        if self.exchange is not None and self.exchange.broadcasts(tensor):
+        if self.exchange is not None and self.exchange.can_broadcast(tensor):
             self.exchange.broadcast(tensor)
             return tensor
         with TOGETHER:

@@ -325,8 +325,8 @@ class Noted:
         found = exchange()
         self.most_bytes, self.most_bytes_alone = found.most_bytes, found.most_bytes_alone
         self.asked = list[Tensor]()
-        self.takes, self.sums = found.takes, found.sums
-        self.gathers, self.broadcasts = found.gathers, found.broadcasts
+        self.supports, self.can_sum = found.supports, found.can_sum
+        self.can_gather, self.can_broadcast = found.can_gather, found.can_broadcast
 
     def sum(self, tensor: Tensor) -> None:
         self.asked.append(tensor)

@@ -103,13 +103,13 @@ def test_a_plan_that_is_not_handed_on_is_noticed(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_follower_that_does_not_forget_an_old_scheduler_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    go_on = Follower.on_order
+    go_on = Follower.on_command
 
-    def on_order(self: Follower, order: Any, now: float) -> None:
-        if not isinstance(order, Forget):
-            go_on(self, order, now)
+    def on_command(self: Follower, command: Any, now: float) -> None:
+        if not isinstance(command, Forget):
+            go_on(self, command, now)
 
-    monkeypatch.setattr(Follower, "on_order", on_order)
+    monkeypatch.setattr(Follower, "on_command", on_command)
     world = Ranks(3, ranks=3)
     world.at(0.05, lambda: world.crash("scheduler", 0.01))
     with pytest.raises((AssertionError, RuntimeError)):
