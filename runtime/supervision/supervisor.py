@@ -8,7 +8,6 @@ when that does not help the service ends, after every open request was answered.
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
@@ -17,11 +16,11 @@ import zmq
 from ...protocol.actors import HELPERS
 from ...protocol.errors import InvalidRequest, SlipstreamError
 from ..deaths import Deaths
-from ..introductions import knows_at_once
 from ..log import logger
 from ..machine.run_directory import restore
 from . import control
-from .children import CannotStart, Child, ChildFailed, ChildSpec, mailbox_of
+from .briefing import Briefing
+from .children import CannotStart, Child, ChildFailed, ChildSpec
 from .due import DueRestarts
 from .groups import end_together, members_of
 from .helpers import Helpers
@@ -37,12 +36,6 @@ that the user is told which actor is not ready."""
 
 AWAY_S = 1.0
 """A supervisor that returns from a wait this much too late was itself stopped."""
-
-RETURN_S = 2.0
-"""Time that clients have, in a drain, to resend their requests to the successor of an actor that has died."""
-
-LAST_REPORT_S = 0.1
-"""Time after a second signal in which children that have just finished can still say so."""
 
 
 class Supervisor:
@@ -76,9 +69,8 @@ class Supervisor:
         self.due = DueRestarts()
         self.all_due: ChildFailed | None = None
         """The death because of which all children have to start again; None: they have not."""
-        self.key = os.urandom(16)
-        """The key with which frames between the actors begin, so that no frame of anybody else is accepted."""
         self.status = Status(self.children, f"ipc://{directory}/control")
+        self.briefing = Briefing(self.specs, self.children, self.status, self.deaths, directory)
         self.helpers = Helpers(specs, self.status, directory, collect_output=collect_output)
         self.probes = Probes(self.children, self.status)
         self.stop_requests = StopRequests()
@@ -125,39 +117,11 @@ class Supervisor:
         if spec.options.get("keeper") and self.has_served and (silent := self.helpers.silent_keeper()):
             self.end_helper(silent)
         self.epoch += 1
-        others = [other for other in self.children.values() if other.spec.name != spec.name]
-        group = [other for other in others if spec.group is not None and other.spec.group == spec.group]
-        peers = {
-            other.spec.name: (other.epoch, other.mailbox)
-            for other in others
-            if other.spec.role == "actor"
-            and knows_at_once(
-                running=other.running, ready=other.ready_at is not None, same_group=other in group
-            )
-        }
-        options = spec.options
-        if spec.group is not None:
-            life = min((other.epoch for other in group if other.running), default=self.epoch)
-            options = options | {"rendezvous": f"{self.directory}/{spec.group}.group.{life}"}
-        if spec.frontend_of is not None:
-            server = next(other for other in self.specs if other.name == spec.frontend_of)
-            peers, options = {}, options | {"service": server.options["endpoint"]}
-        begin = control.Begin(
-            spec.name,
-            self.epoch,
-            mailbox_of(spec, self.epoch, self.directory),
-            peers,
-            options,
-            restarted=self.status.restarts[spec.name] > 0,
-            crashed=self.deaths.crashed(spec.name),
-            quarantined=self.deaths.quarantined,
-            key=self.key if spec.role == "actor" else b"",
-        )
         self.children[spec.name] = Child.spawn(
             spec,
             self.epoch,
             self.directory,
-            begin,
+            self.briefing.begin_of(spec, self.epoch),
             collect_output=self.collect_output,
             spare=self.helpers.spare_for(spec),
         )
@@ -444,34 +408,6 @@ class Supervisor:
 
     # --- stopping ---------------------------------------------------------------------------------
 
-    def drain(self, names: list[str], timeout_s: float) -> bool:
-        """Have these children finish what is under way and accept nothing new; True if all did so in time."""
-        asked_to_drain: set[int] = set()
-        shortened = False
-        deadline = time.monotonic() + timeout_s
-        while busy := [child for name in names if not is_drained(child := self.children[name])]:
-            for child in busy:
-                if child.state == "ready" and child.epoch not in asked_to_drain:
-                    asked_to_drain.add(child.epoch)
-                    child.state = "draining"
-                    child.send(control.Stop(drain=True, returning_s=self.returning_s(child)))
-            if self.stop_requests.at_once and not shortened:
-                # A child that has finished may be about to say so: give it a little time.
-                deadline = min(deadline, time.monotonic() + LAST_REPORT_S)
-                shortened = True
-            left = deadline - time.monotonic()
-            if left <= 0 or self.stop_requests.parent_gone:
-                return False
-            self.run_once(left)
-            if self.all_due is not None:
-                raise self.all_due
-        return True
-
-    def returning_s(self, child: Child) -> float:
-        """Seconds for which the clients of the last incarnation of a child may still resend their requests to it."""
-        again = self.status.restarts[child.spec.name] > 0
-        return max(0.0, RETURN_S - child.lived_s(time.monotonic())) if again else 0.0
-
     def stop(self, reason: str = "the service has stopped") -> None:
         """End all children in the reverse order of their start; open requests are answered with ``reason``."""
         for child in reversed(self.children.values()):
@@ -484,8 +420,3 @@ class Supervisor:
 def longest_phases(child: Child) -> str:
     """The phases of its start that took at least 50 ms, as a text."""
     return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in child.phases.items() if seconds >= 0.05)
-
-
-def is_drained(child: Child) -> bool:
-    """Whether nothing is under way in a child: it has said so, or it is a frontend that is not running."""
-    return child.drained or (child.spec.frontend_of is not None and not child.running)

@@ -26,6 +26,7 @@ from ..runtime.machine.run_directory import run_directory
 from ..runtime.machine.socket_file import remove_left
 from ..runtime.supervision.children import ChildFailed, ChildSpec
 from ..runtime.supervision.control import IDLE_SIGNALS
+from ..runtime.supervision.drain import drain
 from ..runtime.supervision.notify import Notify
 from ..runtime.supervision.stop_requests import SAME_S
 from ..runtime.supervision.supervisor import Supervisor
@@ -130,12 +131,12 @@ def finish(supervisor: Supervisor, shutdown_timeout_s: float) -> bool:
     """Have what is under way finished; False if that took too long, or was told to end at once."""
     answering = [name for name in ("http", "gateway", "router") if name in supervisor.children]
     soon = min(SAME_S, shutdown_timeout_s)
-    if supervisor.drain(answering, soon):
+    if drain(supervisor, answering, soon):
         logger.info("stopping; nothing is under way")
         return not supervisor.cut_off
     # Said when it has become true: a signal that came sooner would have been taken for the first one.
     logger.info(f"stopping; waiting up to {shutdown_timeout_s:g} s for what is under way (again: at once)")
-    return supervisor.drain(answering, shutdown_timeout_s - soon) and not supervisor.cut_off
+    return drain(supervisor, answering, shutdown_timeout_s - soon) and not supervisor.cut_off
 
 
 def log_trace(error: Exception) -> None:
