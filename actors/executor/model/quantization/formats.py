@@ -48,9 +48,12 @@ class Format:
 def unpack_scaled(name: str, parts: Parts, scheme: Scheme) -> QuantizedWeight:
     """A number of 8 bits for each."""
     scales = next(parts[end] for end in (".weight_scale", ".weight_scale_inv") if end in parts)
-    if scales.dtype == torch.uint8:
-        raise ModelNotSupported(f"the scales of {name} are exponents, which is not read for 8 bits")
-    return scaled_weight(name, parts[".weight"], scales, scheme.block, parts.get(".weight_zero_point"))
+    values = parts[".weight"]
+    if values.itemsize != 1:
+        raise ModelNotSupported(
+            f"{name} has scales and is stored as {values.dtype}; numbers of 8 bits are read"
+        )
+    return scaled_weight(name, values, scales, scheme.block, parts.get(".weight_zero_point"))
 
 
 def unpack_packed(name: str, parts: Parts, scheme: Scheme) -> QuantizedWeight:
@@ -110,6 +113,10 @@ def unpack_awq(name: str, parts: Parts, scheme: Scheme) -> QuantizedWeight:
 def unpack_mxfp4(name: str, parts: Parts, scheme: Scheme) -> Tensor:
     """The weights of all experts, each transposed: two numbers of 4 bits in a byte, 32 of them to an exponent."""
     blocks, exponents = parts["_blocks"], parts["_scales"]
+    if blocks.dtype != torch.uint8 or exponents.dtype != torch.uint8:
+        raise ModelNotSupported(
+            f"{name}: blocks are stored as {blocks.dtype} and scales as {exponents.dtype}; bytes are read"
+        )
     if blocks.shape[:-1] != exponents.shape or blocks.shape[-1] != 16:
         raise ModelNotSupported(
             f"{name}: blocks {list(blocks.shape)} and scales {list(exponents.shape)} do not fit"
@@ -122,6 +129,8 @@ def unpack_mxfp4(name: str, parts: Parts, scheme: Scheme) -> Tensor:
 
 def unpacked(words: Tensor, bits: int, dim: int) -> Tensor:
     """The numbers in int32 ``words``, one dimension of which grows by how many each has; the lowest bits come first."""
+    if words.dtype != torch.int32:
+        raise TypeError(f"numbers of {bits} bits are packed into {words.dtype}; torch.int32 is read")
     shifts = torch.arange(0, 32, bits, dtype=torch.int32)
     shape = [1] * (words.dim() + 1)
     shape[dim + 1] = len(shifts)

@@ -47,6 +47,15 @@ def scaled_weight(
     name: str, values: Tensor, scales: Tensor, block: tuple[int, int] | None, zeros: Tensor | None = None
 ) -> QuantizedWeight:
     """The weight of this name. By their shape, scales are for all of it, for rows, for parts of rows, or for blocks."""
+    if not scales.is_floating_point():
+        raise ModelNotSupported(
+            f"the scales of {name} are stored as {scales.dtype}: exponents, or numbers that have scales themselves,"
+            " which is not read"
+        )
+    if zeros is not None and zeros.is_floating_point():
+        raise ModelNotSupported(
+            f"the zero points of {name} are stored as {zeros.dtype}; whole numbers are read"
+        )
     height, width = values.shape
     if scales.numel() == 1:
         shape, block = (1, 1), (height, width)
