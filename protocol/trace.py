@@ -40,7 +40,7 @@ class Moment(NamedTuple):
 
 
 class Recorded(msgspec.Struct, kw_only=True):
-    """The records in one actor's rings, or a slice of them."""
+    """The records in one actor's rings, or a slice of them: little-endian, one after the other, oldest first."""
 
     pid: int
     names: list[str]

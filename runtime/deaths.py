@@ -6,11 +6,9 @@ from collections import Counter
 
 
 class Deaths:
-    """The last death of each actor, and the number of deaths with each request in hand."""
+    """How each actor died last, and the number of deaths with each request in hand."""
 
     def __init__(self) -> None:
-        self.at: dict[str, float] = {}
-        """The times of death of the actors that are not back yet."""
         self.own_fault: dict[str, bool] = {}
         """Whether the last incarnation of each ended by its own fault."""
         self.with_request: Counter[bytes] = Counter()
@@ -28,4 +26,7 @@ class Deaths:
     @property
     def quarantined(self) -> list[bytes]:
         """The digests of requests that were in hand at two deaths or more."""
-        return [digest for digest, deaths in self.with_request.items() if deaths > 1]
+        return [digest for digest in self.with_request if self.is_quarantined(digest)]
+
+    def is_quarantined(self, digest: bytes) -> bool:
+        return self.with_request[digest] > 1

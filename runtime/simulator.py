@@ -208,7 +208,7 @@ class Simulator(Lives):
         self.take_in_news(name)
         message = decode_from_client(frame)
         digest = digest_of(message)
-        if digest in self.deaths.quarantined:
+        if self.deaths.is_quarantined(digest):
             refusal = Error(code="quarantined", message="not tried again", id=request_id(frame))
             self.deliver_to_client(name, client, refusal)
             return

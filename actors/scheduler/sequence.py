@@ -68,7 +68,8 @@ class Sequence:
     deaths: int = 0
     """Deaths of the executor, by its own fault, while it computed this sequence."""
     cleared_at: int = 0
-    """The number of tokens at which a suspect is cleared: as many as were planned when the executor died last."""
+    """A suspect is cleared once it has this many tokens: those that were planned when the executor died last, of which
+    one may have caused its death."""
     preempted: bool = False
     """It has given up its slot to others, and returns to the queue once ``last_step`` is completed."""
     resumes: bool = False

@@ -66,6 +66,8 @@ class Supervisor:
         """Whether it has ever been serving, even if all children are starting again now."""
         self.restarts = Restarts()
         self.deaths = Deaths()
+        self.died_at: dict[str, float] = {}
+        """The times of death of the children that are not back yet."""
         self.due = DueRestarts()
         self.all_due: ChildFailed | None = None
         """The death because of which all children have to start again; None: they have not."""
@@ -167,12 +169,12 @@ class Supervisor:
             if other is not None and other is not child and spec.role == child.spec.role == "actor":
                 other.send(news)
         self.status.reported.clear()  # the actor that answers questions may be new and know no counters
-        if name in self.deaths.at:
+        if name in self.died_at:
             logger.info(
                 "%s (pid %d) is back after %.2f s%s",
                 name,
                 child.process.pid,
-                now - self.deaths.at.pop(name),
+                now - self.died_at.pop(name),
                 f" ({longest_phases(child)})" if longest_phases(child) else "",
             )
 
@@ -288,7 +290,7 @@ class Supervisor:
         if child.forked and self.helpers.spares.is_to_blame(was_ready=was_ready, own_fault=own_fault):
             self.end_helper(self.helpers.waiting_spare())
         for member in members:
-            self.deaths.at[member.spec.name] = now
+            self.died_at[member.spec.name] = now
             self.status.keep_counters(member)
             if were_ready:  # a child that was never ready has had no request in hand
                 self.note_death(member, own_fault, in_hand if member is child else b"")

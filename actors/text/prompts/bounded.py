@@ -18,7 +18,7 @@ from jinja2.filters import make_attrgetter
 from jinja2.runtime import Context
 from jinja2.sandbox import MAX_RANGE, ImmutableSandboxedEnvironment
 
-from .iterations import Oversized, made
+from .iterations import CURRENT, Oversized
 
 MOST_CHARACTERS = 1 << 24
 """Most characters of one text that an operation makes: twice the longest conversation."""
@@ -81,7 +81,7 @@ def measured(value: Any) -> Any:
     """The value, counted among what the template has made."""
     if isinstance(value, str | bytes | list | tuple | dict):
         refuse_over(most_of(value), len(value))
-        made(len(value))
+        CURRENT.get().add(len(value))
     return value
 
 

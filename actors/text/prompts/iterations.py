@@ -42,12 +42,18 @@ class Iterations:
             before = CURRENT.set(self)  # several may be under way, each for a part at a time
             try:
                 part = next(parts, None)
-                made(len(part or ""))
+                self.add(len(part or ""))
             finally:
                 CURRENT.reset(before)
             if part is None:
                 return
             yield part
+
+    def add(self, size: int) -> None:
+        """Count what was made; ``Oversized`` if that is too much."""
+        self.made += size
+        if self.made > MOST_MADE:
+            raise Oversized(f"it has made {MOST_MADE} characters and items, and goes on")
 
 
 CURRENT: ContextVar[Iterations] = ContextVar("the rendering that is going on")
@@ -62,27 +68,20 @@ class Oversized(Exception):
     """A template makes more than it may."""
 
 
-def made(size: int) -> None:
-    current = CURRENT.get()
-    current.made += size
-    if current.made > MOST_MADE:
-        raise Oversized(f"it has made {MOST_MADE} characters and items, and goes on")
-
-
 def count_iteration(nothing: str, texts: int) -> str:
     """One more, in which the template may write at most ``texts`` characters of its own."""
     current = CURRENT.get()
     current.left -= 1
     if current.left < 0:
         raise EndlessTemplate(f"its loops and macros went round {current.most} times, and it has not ended")
-    made(texts)
+    current.add(texts)
     return nothing
 
 
 def count_made(value: object) -> str:
     """What is written, as jinja2 itself would write it."""
     text = value if isinstance(value, str) else str(value)
-    made(len(text))
+    CURRENT.get().add(len(text))
     return text
 
 
