@@ -11,7 +11,8 @@ from slipstream.protocol.errors import InvalidRequest
 from slipstream.runtime.options.command_line import add_arguments, to_arguments
 from slipstream.runtime.options.sources import resolve
 
-from slipstream.options.serve import ServeOptions, adapters_of
+from slipstream.options.adapters import adapters_of
+from slipstream.options.serve import ServeOptions
 
 
 def options_of(**given: Any) -> ServeOptions:

@@ -10,10 +10,11 @@ from typing import Any
 from ..actors.executor.devices.kinds import KINDS, kind_of
 from ..protocol.errors import InvalidRequest
 from ..protocol.formats.formats import REASONING, TOOL_CALLS
-from ..protocol.limits import MAX_ADAPTER_NAME_CHARS, MAX_DEADLINE_S, MAX_SEED
+from ..protocol.limits import MAX_DEADLINE_S, MAX_SEED
 from ..runtime.options.table import changed, option
 from ..runtime.options.values import size
 from .access import check_access, http_error, key_error
+from .adapters import UPDATED_LORAS, adapters_of, check_adapters, lora_error
 
 MOST_SEQUENCES = 65_536
 """Most that a service can run at once."""
@@ -39,29 +40,6 @@ def prefix_error(text: str) -> str | None:
     if re.fullmatch(r"[a-zA-Z_:][a-zA-Z0-9_:]*", text):
         return None
     return "is no beginning of a metric's name; give letters, digits, _ and : and no digit first"
-
-
-def lora_error(text: str) -> str | None:
-    pairs = adapters_of(text)
-    names = [name for name, _ in pairs]
-    if not all(name and path for name, path in pairs):
-        return "is no NAME=PATH; give sql=/adapters/sql, for example"
-    if any(len(name) > MAX_ADAPTER_NAME_CHARS for name in names):
-        return (
-            f"has a name of more than {MAX_ADAPTER_NAME_CHARS} characters, by which no request could name it"
-        )
-    twice = next((name for name in names if names.count(name) > 1), None)
-    return None if twice is None else f"has the name {twice!r} twice"
-
-
-def adapters_of(text: str | None) -> list[tuple[str, str]]:
-    """Names and paths of what ``--lora`` says."""
-    pairs = (pair.partition("=") for pair in (text or "").split(",") if pair)
-    return [(name.strip(), path.strip()) for name, _, path in pairs]
-
-
-UPDATED_LORAS = 8
-"""Adapters that there is room for, at least, where they come at run time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -412,13 +390,7 @@ class ServeOptions:
                 f"{spell('batch_invariant')} is not possible with {spell('tensor_parallel_size')}: the sums of"
                 " ranks are left to the library that exchanges them; leave out one"
             )
-        if self.batch_invariant and self.adapter_slots:
-            asked = "lora" if self.lora is not None else "enable_lora_updates"
-            raise InvalidRequest(
-                f"{spell('batch_invariant')} is not possible with {spell(asked)}: what adapters add is made"
-                " of as many rows as have one; leave out one"
-            )
-        self.check_adapters(spell)
+        check_adapters(self, spell)
         check_access(self, spell)
 
     @property
@@ -433,26 +405,3 @@ class ServeOptions:
         """The number of adapters that can be loaded at once."""
         given = len(adapters_of(self.lora))
         return self.max_loras or max(given, UPDATED_LORAS if self.enable_lora_updates else 0)
-
-    def check_adapters(self, spell: Callable[[str], str]) -> None:
-        if self.lora is None and not self.enable_lora_updates:
-            unused = [name for name in ("max_loras", "max_lora_rank") if changed(self, name)]
-            if unused:
-                raise InvalidRequest(
-                    f"{spell(unused[0])} has no effect without adapters; add --lora or --enable-lora-updates"
-                )
-            return
-        taken = next((name for name, _ in adapters_of(self.lora) if name in self.served_names), None)
-        if taken is not None:
-            raise InvalidRequest(
-                f"{spell('lora')} has an adapter of the name {taken!r}, which is the model's own; take another"
-            )
-        if self.adapter_slots < len(adapters_of(self.lora)):
-            raise InvalidRequest(
-                f"{spell('lora')} are more adapters than {spell('max_loras')}; raise the latter"
-            )
-        if self.enable_lora_updates and self.tensor_parallel_size > 1:
-            raise InvalidRequest(
-                f"{spell('enable_lora_updates')} is not possible with {spell('tensor_parallel_size')}: ranks load"
-                " adapters when they start; name them with --lora"
-            )

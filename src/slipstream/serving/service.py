@@ -19,7 +19,8 @@ from ..actors.options import (
     SchedulerOptions,
     TokenizerOptions,
 )
-from ..options.serve import ServeOptions, adapters_of
+from ..options.adapters import adapters_of
+from ..options.serve import ServeOptions
 from ..protocol.endpoints import check_endpoint
 from ..protocol.limits import Limits
 from ..protocol.messages import Formats
