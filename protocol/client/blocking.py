@@ -177,11 +177,15 @@ class Client:
         conversations: Sequence[list[Message]],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        tools: list[dict[str, Any]] | None = None,
+        tool_choice: str | dict[str, Any] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
         on_delta: OnDelta | None = None,
     ) -> list[RequestOutput]:
-        """``generate_many`` for conversations."""
+        """``generate_many`` for conversations; the rest as for ``chat``, the same for all."""
         check_many("conversations", conversations)
-        asked = [{"messages": messages} for messages in conversations]
+        same = {"tools": tools, "tool_choice": tool_choice, "chat_template_kwargs": chat_template_kwargs}
+        asked = [{"messages": messages} | same for messages in conversations]
         return self._finish(asked, spread(params, len(conversations)), on_delta)
 
     def abort(self, request_id: str) -> None:

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 from .protocol.client.blocking import Client, OnDelta, Prompt
@@ -72,16 +73,27 @@ class LLM:
         )
 
     def chat(
-        self, messages: list[Message] | Sequence[list[Message]], params: Params = None, use_tqdm: bool = True
+        self,
+        messages: list[Message] | Sequence[list[Message]],
+        params: Params = None,
+        use_tqdm: bool = True,
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        tool_choice: str | dict[str, Any] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
     ) -> list[RequestOutput]:
-        """The next message of one conversation or of many."""
+        """The next message of one conversation or of many; tools and template as for ``Client.chat``."""
         check_many("messages", messages)
         if messages and isinstance(messages[0], dict):
             messages = [cast("list[Message]", messages)]
         many = cast("Sequence[list[Message]]", messages)
-        return self._run(
-            len(many), use_tqdm, lambda on_delta: self.client.chat_many(many, params, on_delta=on_delta)
+        chat_many = partial(
+            *(self.client.chat_many, many, params),
+            tools=tools,
+            tool_choice=tool_choice,
+            chat_template_kwargs=chat_template_kwargs,
         )
+        return self._run(len(many), use_tqdm, lambda on_delta: chat_many(on_delta=on_delta))
 
     def _run(
         self, total: int, use_tqdm: bool, run: Callable[[OnDelta | None], list[RequestOutput]]

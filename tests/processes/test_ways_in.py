@@ -299,6 +299,10 @@ with LLM(device="cpu", max_num_seqs=4) as llm:
     ids = llm.generate([many[0].prompt_token_ids, many[1].prompt_token_ids],
                        [SamplingParams(max_tokens=n, temperature=0) for n in (2, 3)])
     chat = llm.chat([{{"role": "user", "content": "What is 2 + 3?"}}], SamplingParams(max_tokens=8))
+    weather = {{"name": "get_weather", "parameters": {{"properties": {{"city": {{"type": "string"}}}}}}}}
+    asked = [[{{"role": "user", "content": f"What is the weather in {{city}}?"}}] for city in ("Paris", "Oslo")]
+    tools = [{{"type": "function", "function": weather}}]
+    called = llm.chat(asked, SamplingParams(max_tokens=100, temperature=0), tools=tools)
     pids = llm.pids
 assert handlers == [signal.getsignal(number) for number in sorted(signal.valid_signals())]
 assert not set(sys.modules) & {{"torch", "transformers", "multiprocessing", "numpy"}}
@@ -308,6 +312,7 @@ print(json.dumps({{
     "one": one[0].outputs[0].text,
     "lengths": [len(output.outputs[0].token_ids) for output in ids],
     "chats": len(chat),
+    "calls": [call.arguments for output in called for call in output.outputs[0].tool_calls],
     "pids": pids,
 }}))
 """
@@ -317,6 +322,7 @@ print(json.dumps({{
     assert told["one"] == told["texts"][1]
     assert told["lengths"] == [2, 3]
     assert told["chats"] == 1
+    assert [json.loads(arguments) for arguments in told["calls"]] == [{"city": "Paris"}, {"city": "Oslo"}]
     assert gone(list(told["pids"].values()), 1.0)
 
 
