@@ -20,8 +20,8 @@ BETWEEN_STEPS_S = 50e-6
 """A device that has its next step begins it some µs after the end of the one before: it has not waited."""
 
 LATE = 3.0
-"""Factor on the time that the device waited for a plan, by which the next plans are made earlier: a wait costs more
-than a plan that misses a request, so one wait is answered with more than its own length."""
+"""After the device has waited for a plan, the next plans are made earlier by this many times the wait. It is more than
+1, since a device that waits costs more than a request that misses a plan."""
 
 SOONER = 0.01
 """Share of the way back to ``LEAST_LEAD_S`` that each step without a wait takes: after a wait, a hundred steps are

@@ -111,8 +111,8 @@ class Planner:
         return plan, OutstandingStep(step, rows, generations, prefill, expected_s, builder.prompt_logprobs)
 
     def prompts(self, blocks: BlockPool) -> int:
-        """The number of prompts that are under way, and of waiting ones for which there are free slots, and free blocks
-        if each were as long as the first."""
+        """The number of prompts under way, plus that of waiting ones that would fit into the free slots and, if each
+        were as long as the first, into the free blocks."""
         holdings = self.holdings
         first = holdings.waiting.first()
         if first is None:

@@ -1,10 +1,10 @@
 """Numbers that are handed out, retired and reused: the sequence slots, and by the same rule the cache blocks
 (``blocks.py``).
 
-One rule holds for both, and it alone keeps the steps that are still on the device from using what has a new holder: *a
-number retired after step s is handed out again only when step s is completed.* Each time that a number is handed out
-it gets a new generation, which tells the new holder from the one before: a result is taken only by the holder that its
-step ran for, and a block is given back only by the sequence that was given it.
+One rule holds for both: *a number retired after step s is handed out again only when step s is completed.* It alone
+keeps steps that are still on the device from using what has a new holder. Each time that a number is handed out it gets
+a new generation, which tells the new holder from the one before: a result is taken only by the holder that its step ran
+for, and a block is given back only by the sequence that was given it.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ four of them it is up to twelve times what it is without prompts, and where more
 are filled. An answer that stands still, since its sequence is computed again, has the longest gap of all: steps are
 filled for it too.
 
-So fast devices give a prompt nearly all of their time, and its first token comes about as soon as if it ran alone,
-while slow ones share theirs, until prompts would come faster than they are computed: each step reads all weights, so
-that many small chunks of a large model take the device up to twice as long as few large ones.
+So a fast device gives a prompt nearly all of its time: the first token comes about as soon as if the prompt ran alone.
+A slow device shares its time between prompts and streams, unless prompts come faster than they would then be computed:
+each step reads all weights, so many small chunks of a large model take up to twice as long as few large ones.
 ``examples/prefill_simulation.py`` shows what follows for several loads, beside other rules.
 
 What a step and a prompt token take is learned: first from the steps that the executor timed at its start, then from

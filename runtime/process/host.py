@@ -233,9 +233,9 @@ class Host:
     def complete_first(self, turn_ns: int) -> None:
         """After a long turn, handle what the device has completed before the next message.
 
-        If launching a step takes as long as the step, its completion comes just after the turn. If it were handled only
-        after the next launch, two completions would come together: both results would be sent at once, two plans would
-        come back at once, and from then on tokens would come in pairs, with twice the gap between them. Of 60 steps
+        If launching a step takes as long as the step, its completion comes just after the turn. Handled only after the
+        next launch, two completions would come together. Their results would be sent at once, two plans would come
+        back at once, and from then on tokens would come in pairs, with twice the gap between them. Of 60 steps
         that are launched in 30 ms and end 0.3 ms later, all are then handled one by one; if the host only looked,
         without waiting, 42 to 54 were.
         """

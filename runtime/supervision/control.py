@@ -21,8 +21,8 @@ IDLE_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 """Signals that ask a service for nothing, though their default is to end a process."""
 
 MAX_PACKET = 192 * 1024
-"""Most bytes of a control message: below the default buffer of a Unix socket (208 KiB), in which it must fit as a
-whole, and above all that an actor may be begun with (64 KiB each of templates and of defaults for requests)."""
+"""Most bytes of a control message. It must fit as a whole into the buffer of a Unix socket, which has 208 KiB by
+default; and the longest, ``Begin``, has up to 64 KiB each of templates and of defaults for requests."""
 
 
 class Control(msgspec.Struct, tag=True):

@@ -15,8 +15,8 @@ from ..log import logger
 from . import control
 
 SAME_S = 0.3
-"""A signal that follows the first sooner than this asks for the same: ``timeout`` signals its child and then the group
-that the child is in, and programs that start others hand on a Ctrl-C that the terminal has sent to those too."""
+"""A signal that follows the first sooner than this is the same request, come twice: ``timeout`` signals its child and
+then the group of the child, and a program that started this one may hand on a Ctrl-C that the terminal sent to both."""
 
 
 class StopRequests:

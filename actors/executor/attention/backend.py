@@ -39,11 +39,12 @@ class AttentionBackend(Protocol):
     ) -> Tensor:
         """``query`` [T, Hq, D], ``key`` [T, Hkv, D] and ``value`` [T, Hkv, Dv] give [T, Hq, Dv].
 
-        A query sees the positions of its row up to its own: the last ``sliding_window`` of them if that is
-        set, or, if ``attention_chunk`` is, those in its own of the chunks of this many positions that a text is cut
-        into. At most one of the two is given. ``softcap`` bounds the scores to ``softcap * tanh(score / softcap)``.
-        ``sinks`` [Hq] are scores that take part in the softmax and bring no value. Layer 0, or another ``batch`` than
-        before, begins a step.
+        A query sees the positions of its row up to its own. With ``sliding_window`` it sees only the last of them, as
+        many as that says. With ``attention_chunk`` a text is cut into chunks of as many positions, and a query sees
+        those of its own chunk. At most one of the two is given.
+
+        ``softcap`` bounds the scores to ``softcap * tanh(score / softcap)``. ``sinks`` [Hq] are scores that take part
+        in the softmax and bring no value. Layer 0, or another ``batch`` than before, begins a step.
         """
         ...
 

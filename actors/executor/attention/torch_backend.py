@@ -163,8 +163,8 @@ class _Step:
     def single_context(
         self, batch: PagedBatch, window: Window | None, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """The blocks [n, blocks] that the n rows with one token attend to, and what is added to the scores of
-        their positions, [n, 1, 1, blocks * block_size]: zero, or minus infinity where a position must not be seen.
+        """For the n rows with one token: the blocks that each attends to, [n, blocks], and what is added to the scores
+        of their positions, [n, 1, 1, blocks * block_size]: zero, or minus infinity for a position that is not seen.
         """
         if window not in self.contexts:
             assert self.single is not None

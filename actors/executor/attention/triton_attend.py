@@ -2,9 +2,9 @@
 
 The query heads that share a key/value head ("group") are rows of one tile: keys and values are read once.
 
-Of a tile whose keys are in several splits, the program that comes to its end last combines them, in the order of
-the keys, so that the output does not depend on which that was (the "fix-up" of Stream-K, Osama et al. 2023). A kernel
-of its own for that took longer than attention itself where contexts are short.
+If the keys of a tile are in several splits, the program that ends last combines their results (the "fix-up" of
+Stream-K, Osama et al. 2023). It does so in the order of the keys, so the output does not depend on which program that
+is. A kernel of its own for that took longer than attention itself where contexts are short.
 """
 
 from __future__ import annotations

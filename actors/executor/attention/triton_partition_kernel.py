@@ -4,9 +4,9 @@ The inner loop of attention takes a fixed number of keys in each iteration. ``wo
 iterations of the longest tile of their row. A row's tiles are cut into as many splits of whole iterations as leave at
 least ``goal`` iterations to each, where ``goal`` is at least ``work / target``: so the items fit into the partition.
 
-Among the goals that this allows, the one is taken for which the programs are expected to finish first. The estimate:
-a multiprocessor goes through the iterations of its share of the programs, of which the last may be the longest, and
-each wave of programs that are on the device at once takes as long to begin and to end as ``overhead`` iterations.
+Of the goals that this allows, the one is taken with which the programs are expected to finish first. The estimate has
+two parts. A multiprocessor computes the iterations of its share of the programs, the last of which may be the longest.
+And each wave of programs that are on the device at once takes ``overhead`` iterations to begin and to end.
 """
 
 from __future__ import annotations

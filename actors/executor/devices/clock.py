@@ -1,9 +1,9 @@
 """Times of a device's events on the host's clock.
 
 A device gives the time between two events as a 32-bit float of milliseconds, which after some hours is no
-finer than a step; and its clock runs a few millionths faster or slower than the host's. So the origin that
-times are counted from moves on, about once a second, and with each move the rate is adjusted: no time jumps,
-and what one clock gains on the other is made up for over the next seconds.
+finer than a step; and its clock runs a few millionths faster or slower than the host's. So about once a
+second times are counted from a new origin, and the rate between the clocks is adjusted. No time jumps: what
+one clock has gained on the other is made up for over the next seconds.
 """
 
 from __future__ import annotations

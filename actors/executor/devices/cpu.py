@@ -1,9 +1,9 @@
 """The CPU device: its streams are a worker thread, so the overlap of host and device is real here too.
 
 Torch releases the interpreter lock inside its operations, and that is where the host prepares the
-next step. A CPU has no engines that copy while it computes, so one worker is all three streams: with a
-thread for each, a step is handed from thread to thread, each time by way of the interpreter lock, and
-decoding in small steps was 3 to 30 % slower.
+next step. A CPU has no engines that copy while it computes, so one worker is all three streams. With a
+thread for each, decoding in small steps was 3 to 30 % slower: a step goes from thread to thread, and each
+has to get the interpreter lock first.
 """
 
 from __future__ import annotations

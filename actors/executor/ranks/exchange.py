@@ -1,7 +1,8 @@
 """Exchanges tensors between ranks over peer memory: sums, and gathered logits.
 
-A step of few rows has two sums a layer of a few kilobytes each, the logits of each rank, and a few tokens, for which
-NCCL takes several times as long as the bytes are on their way. ``exchange_kernels.py`` says how they get there instead.
+A step of few rows exchanges little: two sums a layer, of a few kilobytes each, the logits of each rank, and a few
+tokens. NCCL takes several times as long for these as the bytes are on their way.
+``exchange_kernels.py`` says how they get there instead.
 """
 
 from __future__ import annotations

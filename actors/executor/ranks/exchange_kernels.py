@@ -4,9 +4,9 @@ Every rank writes its numbers to all others and waits for theirs in its own memo
 them up in the order of ranks, so that all have the same bits; or puts them side by side. Numbers cross the links once,
 which is what takes the time of a small tensor; and of two ranks neither sends more than it would by any other method.
 
-**What arrives says so itself**: a place where nothing has come yet holds ``EMPTY``, which no rank ever sends, so that
-there is neither a flag to be sent behind the numbers nor a fence between the two. A place is a *word*, 8 bytes that are
-written and read as one.
+**What arrives says so itself**: a place where nothing has come yet holds ``EMPTY``, which no rank ever sends. So no
+flag has to be sent after the numbers, and no fence is needed between numbers and flag. A place is a *word*, 8 bytes
+that are written and read as one.
 
 The memory has two *halves*, which kernels take alternately; each has a place for every word of every other rank. **One
 wait a kernel is enough.** A number of kernel N + 2 would be lost if it came into a half before that of kernel N was
@@ -16,10 +16,10 @@ which it needed these: so every rank sends to every other one in each kernel, al
 say. With one half that would not hold: a rank has ended kernel N when it has the others' numbers, and they need not
 have read its own.
 
-Nobody waits for ever while all ranks live: a program has sent its own numbers of a tile before it waits for the others'
-of that tile, so that what it waits for is sent by the same program of the other ranks before that waits for anything
-later. And all programs of a kernel run at the same time. Which half it is is kept on the device, and nothing in a
-launch changes from kernel to kernel, so that CUDA graphs can hold them.
+Nobody waits for ever while all ranks live. A program sends its own numbers of a tile before it waits for those of the
+other ranks, which the same program of each rank sends before it waits itself. And all programs of a kernel run at the
+same time. Which half comes next is kept on the device, and nothing in a launch changes from kernel to kernel, so that
+CUDA graphs can hold them.
 
 With ``TRITON_INTERPRET=1`` in the environment before the first import of ``triton`` they run on a CPU, for tests.
 """

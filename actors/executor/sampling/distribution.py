@@ -114,9 +114,9 @@ def least_of_top_k(scaled: Tensor, top_k: Tensor, top_p: Tensor, candidates: int
 def least_of_top_p(weights: Tensor, scaled: Tensor, top_p: Tensor) -> Tensor:
     """The least of ``scaled`` [S, V] that top-p keeps: [S], for any ``top_p`` below 1.
 
-    A radix selection, which costs a quarter of the sort that it stands for: the bits of floats of one sign
-    are in order, so 11 of them say in which of 2048 bins the cut is, and then twice 10 of them where in the
-    bin. Weights are added as integers, so that the sums do not depend on the order.
+    A radix selection, which costs a quarter of a sort. Floats of one sign are in the order of their bits, so the
+    highest 11 bits say in which of 2048 bins the cut is, and the next 10 and the last 10 where in the bin.
+    Weights are added as integers, so that the sums do not depend on the order.
     """
     bits = scaled.abs().view(torch.int32)
     amounts = (weights * WEIGHT_UNIT).long()

@@ -43,8 +43,9 @@ def count_blocks(options: ExecutorOptions, model: PagedModel, memory: Memory | N
     """Blocks of the cache: what ``memory`` holds, and no more than all sequences could fill; None: that of a CPU.
     Of several ranks all have as many as the one that has room for fewest.
 
-    SlipstreamError with a hint where there is no room for two, or less than what was stated: on a CPU the cache takes
-    memory, which ranks share, as it is filled, and an executor that finds none is ended while it serves.
+    SlipstreamError with a hint if there is no room for two, or for as many as the options ask for. On a CPU, whose
+    memory the ranks share, the cache takes memory only as it is filled: an executor that then found none would be
+    ended while it serves.
     """
     size, per_block = options.block_size, bytes_per_block(options, model)
     most = 1 + options.max_num_seqs * -(-options.max_model_len // size)

@@ -39,8 +39,9 @@ def limits(ways: int) -> LLParserLimits:
 LIMITS = limits(2000)
 
 AMBIGUOUS = limits(500)
-"""Limits of a grammar that the user wrote, whose rules may part a text in many ways: with ``e: e e | e e e | "a"`` a
-token takes time as the cube of those before it: 5 ms at the 100th, where this ends it, and 130 ms at the 350th."""
+"""Limits of a grammar that the user wrote, whose rules may part a text in many ways. With ``e: e e | e e e | "a"`` the
+time for a token grows with the cube of the tokens before it: 5 ms at the 100th, where these limits end the answer, and
+130 ms at the 350th."""
 
 MAX_REASON_CHARS = 300
 """Most characters that are quoted of the library's own error: its beginning says what is wrong, what follows is the
