@@ -23,8 +23,10 @@ from agents import (
     function_tool,
     set_tracing_disabled,
 )
+from anthropic.pagination import SyncPage
+from anthropic.types import ErrorResponse, ModelInfo
 from openai import AsyncOpenAI
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from scripted import MODEL, Script, Scripted
 from served import THINKS, Turns
 
@@ -99,6 +101,60 @@ def test_anthropics_client_knows_our_errors_and_counts_tokens() -> None:
         return await client.messages.count_tokens(model=MODEL, messages=ASKED["messages"])
 
     assert claude(Script(), count).input_tokens > 0
+
+
+def test_anthropics_tool_runner_goes_on_to_the_end() -> None:
+    """It asks for a thread first, and after the refusal without."""
+    asked: list[str] = []
+
+    @anthropic.beta_async_tool
+    async def weather(city: str) -> str:
+        """The weather of a city."""
+        asked.append(city)
+        return f"Sunny in {city}."
+
+    async def ask(client: anthropic.AsyncAnthropic) -> Any:
+        return await client.beta.messages.tool_runner(**ASKED, tools=[weather]).until_done()
+
+    script = Turns(CALL, ("It is su", "nny."))
+    message = claude(script, ask)
+    assert asked == ["Rome"]
+    assert (message.content[0].text, message.stop_reason) == ("It is sunny.", "end_turn")
+    assert script.asked["messages"][-1]["content"] == "Sunny in Rome."
+
+
+def test_anthropics_client_lists_the_models_and_knows_the_id_of_a_request() -> None:
+    async def ask(client: anthropic.AsyncAnthropic) -> Any:
+        models = [model async for model in client.models.list()]
+        with pytest.raises(anthropic.BadRequestError) as refused:
+            await client.messages.create(**ASKED | {"max_tokens": 0})
+        return (
+            [*models, await client.models.retrieve(MODEL)],
+            await client.messages.create(**ASKED),
+            refused.value,
+        )
+
+    models, message, refused = claude(Script("Yes."), ask)
+    assert [model.id for model in models] == [MODEL, MODEL]
+    told = Scripted().get("/v1/models").body
+    assert TypeAdapter(SyncPage[ModelInfo]).validate_json(told, strict=True).data == models[:1]
+    assert len({message._request_id, refused.request_id, None}) == 3
+
+
+@pytest.mark.parametrize("finish", ["stop", "length", RuntimeError("no")])
+def test_messages_and_their_events_are_of_the_published_types(finish: Any) -> None:
+    """As they stand, without a text for a number or the like: the client itself never checks them."""
+    script = Script(*CALL, formats=THINKS, finish=finish)
+    if isinstance(finish, str):
+        TypeAdapter(anthropic.types.Message).validate_json(
+            Scripted(script).post("/v1/messages", ASKED | {"tools": TOOLS}).body, strict=True
+        )
+    answer = Scripted(script).post("/v1/messages", ASKED | {"tools": TOOLS, "stream": True})
+    lines = [line for line in answer.body.decode().splitlines() if line.startswith("data: ")]
+    assert len(lines) > 10
+    kind: Any = TypeAdapter(anthropic.types.RawMessageStreamEvent | ErrorResponse)
+    for line in lines:
+        kind.validate_json(line.removeprefix("data: "), strict=True)
 
 
 # --- OpenAI's agents ------------------------------------------------------------------------------

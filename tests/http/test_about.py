@@ -32,7 +32,7 @@ def test_the_list_of_models_is_one_page_of_anthropics_list_too() -> None:
     page = frontend.get("/v1/models").json
     assert (page["first_id"], page["last_id"], page["has_more"]) == (MODEL, "big", False)
     for card in [*page["data"], frontend.get("/v1/models/big").json]:
-        assert (card["type"], card["display_name"]) == ("model", card["id"])
+        assert (card["type"], card["display_name"], card["lifecycle"]) == ("model", card["id"], "active")
         assert datetime.fromisoformat(card["created_at"]).timestamp() == card["created"]
 
 

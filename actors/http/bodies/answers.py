@@ -113,6 +113,7 @@ class ModelCard(Struct, kw_only=True):
     object: Literal["model"]
     type: Literal["model"]
     display_name: str
+    lifecycle: Literal["active"]
     created: int
     created_at: str
     owned_by: str

@@ -49,6 +49,7 @@ def model_card(service: Service, name: str, root: str, parent: str | None) -> di
         "object": "model",
         "type": "model",
         "display_name": name,
+        "lifecycle": "active",
         "created": service.started,
         "created_at": datetime.fromtimestamp(service.started, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "owned_by": "slipstream",
