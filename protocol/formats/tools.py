@@ -167,7 +167,14 @@ def offer(
     if choice == "none":
         return Offer()
     counted("tools", len(tools), MAX_TOOLS, "tools")
-    functions = {tool.function.name: tool.function for tool in tools}
+    functions: dict[str, Function] = {}
+    for number, tool in enumerate(tools):
+        if functions.setdefault(tool.function.name, tool.function) != tool.function:
+            place = f"{where.format(number).rpartition('.')[0]}.name"
+            message = (
+                f"{place} is {tool.function.name!r:.80}, which another tool has; give each a name of its own"
+            )
+            raise InvalidRequest(message, param=place)
     places = {tool.function.name: where.format(number) for number, tool in enumerate(tools)}
     for name, function in functions.items():
         check_type(function, places[name])

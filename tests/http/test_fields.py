@@ -25,6 +25,7 @@ from slipstream import SamplingParams
 HELLO = [{"role": "user", "content": "hello"}]
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 TOOL = {"type": "function", "function": {"name": "now"}}
+NOW = {"type": "function", "function": {"name": "now", "strict": True}}
 ASKED: dict[str, dict[str, Any]] = {CHAT: {"messages": HELLO}, TEXT: {"prompt": "x"}}
 
 OPENAI: dict[str, list[str]] = {
@@ -234,6 +235,7 @@ def test_a_value_that_is_in_force_anyway_is_honoured(path: str, fields: dict[str
         (CHAT, {"service_tier": "flex"}, "service_tier", 'Expected `"auto" | "default" | null`'),
         (CHAT, {"tool_choice": "any"}, "tool_choice", '`"auto" | "none" | "required" | object | null`'),
         (CHAT, {"response_format": {"type": "x"}}, "response_format.type", '"json_schema" | "text"` - at'),
+        (CHAT, {"tools": [TOOL, TOOL, NOW]}, "tools[2].function.name", "'now', which another tool has"),
         (CHAT, {"tools": [TOOL | {"type": "x"}]}, "tools[0].type", 'Expected `"function"` - at'),
         (
             CHAT,

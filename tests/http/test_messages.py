@@ -170,6 +170,10 @@ def test_tokens_are_counted_as_they_would_be_asked_for() -> None:
             "tool_choice.name goes with type tool, not auto",
         ),
         ({"no_such": 1}, "no_such"),
+        (
+            {"tools": [{"name": "f"}, {"name": "f", "description": "g"}]},
+            "tools[1].name is 'f', which another tool has",
+        ),
         ({"stop_sequences": [""]}, "stop_sequences"),
         ({"model": "other"}, "not served here"),
     ],

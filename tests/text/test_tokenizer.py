@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from slipstream.actors.text.prompts.chat_template import ChatTemplate, load_chat_templates
+from slipstream.actors.text.prompts.chat_template import OURS, ChatTemplate, load_chat_templates
 from slipstream.actors.text.prompts.prompts import MAX_PROMPT_BYTES
 from slipstream.actors.text.tokenizer import Tokenizer, build
 from slipstream.actors.text.vocabulary.tokenizer_files import load_tokenizer, read_tokenizer
@@ -678,12 +678,28 @@ def test_a_model_that_knows_no_thinking_is_told_not_to_without_harm(tmp_path: Pa
     assert "does not know" in rendered(actor, SAID, enable_thinking=True)
 
 
+def test_a_null_of_what_a_template_does_not_know_asks_for_nothing(tmp_path: Path) -> None:
+    template = "{{ messages[0].content }}{{ style is none }}{{ bos_token }}{{ raise_exception is defined }}"
+    actor = start(write_model(tmp_path, template=template))
+    plain, told = (
+        submit_with(actor),
+        submit_with(actor, **dict.fromkeys(("tools", "colour", *OURS, "bos_token"))),
+    )
+    assert isinstance(plain, Tokenized)
+    assert isinstance(told, Tokenized)
+    assert told.prompt == plain.prompt
+    known = submit_with(actor, style=None)
+    assert isinstance(known, Tokenized)
+    assert known.prompt != plain.prompt
+
+
 def test_what_a_template_does_not_know_is_refused(tmp_path: Path) -> None:
     actor = start(write_model(tmp_path, template="{{ messages[0].content }}{{ style }}{{ bos_token }}"))
     assert isinstance(submit_with(actor, style="x"), Tokenized)
     for given, named in (
         ({"tools": TOOLS}, "takes none"),
         ({"stile": 1}, "'stile', which the model's chat template does not know; it knows style"),
+        ({"b": 1, "a": 1, "style": 1}, "has 'b', which"),
         ({"messages": []}, "'messages'"),
         ({"bos_token": "x"}, "'bos_token'"),
     ):

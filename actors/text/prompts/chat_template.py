@@ -145,15 +145,16 @@ class ChatTemplate:
             raise InvalidRequest(
                 "tools are given, but the model's chat template takes none; leave tools out", param="tools"
             )
-        for name in given.keys() - self.names:
-            if name in THINKING and given[name] is False:
-                continue  # a model that cannot think does not
+        for name in (name for name in given if name not in self.names):
+            if given[name] is None or (name in THINKING and given[name] is False):
+                continue  # nothing is asked; a model that cannot think does not
             known = ", ".join(sorted(self.names - {"tools"})) or "none beside the request's own fields"
             raise InvalidRequest(
                 f"chat_template_kwargs has {name!r:.80}, which the model's chat template does not know;"
                 f" it knows {known}",
                 param="chat_template_kwargs",
             )
+        given = {name: value for name, value in given.items() if name in self.names}
         try:
             written = self.template.generate(
                 {"tools": None, "documents": None} | self.special_tokens | given,

@@ -156,6 +156,8 @@ class Prompts:
             raise InvalidRequest(self.chat_templates, param="messages")
         given = dict(given or {})
         end = ConversationEnd.of(given)
+        if given.get("tools") is None:
+            given.pop("tools", None)
         for name, value in given.items():
             measure("tools" if name == "tools" else "chat_template_kwargs", value)
         template = self.chat_templates.choose(given)
