@@ -28,6 +28,8 @@ def assigned(text: str) -> str:
     return "{% set x %}{% for i in range(99999) %}" + text + "{% endfor %}{% endset %}"
 
 
+LONG = "{% set a = 'h' * 1000000 %}"
+
 MAKES_TOO_MUCH = {
     "a product": "{{ 'a' * (" + N + ") }}",
     "a product of constants": "{{ ('a' * 10**10)|length }}",
@@ -65,12 +67,21 @@ MAKES_TOO_MUCH = {
     "a percent format of bytes": "{{ '%999999999d'.encode() % 1 }}",
     "the filter format of bytes": "{{ '%999999999d'.encode()|format(1) }}",
     "a format of a width in text": "{{ '{:{w}}'.format(1, w='999999999') }}",
-    "a format of a width in a map": "{{ '{:{w}}'.format_map({'w': 999999999}) }}",
+    "a format of a width in a map": "{{ '{x:{w}}'.format_map({'x': 1, 'w': 999999999}) }}",
     "the filter replace of a list": "{{ (range(90000)|list|replace(',', 'h' * 100000))|length }}",
     "a join of an attribute": "{% set m = [{'a': 'h' * 1000000}] %}{{ (m * 90000)|join(attribute='a')|length }}",
     "words wrapped by a text": "{{ ('a b ' * 10000)|wordwrap(1, wrapstring='h' * 1000000)|length }}",
     "links with a long target": "{{ ('http://a.de ' * 5000)|urlize(target='h' * 1000000)|length }}",
     "a sum of long lists": "{% set a = range(90000)|list %}{{ ([a] * 9000)|sum(start=[])|length }}",
+    "a format that repeats a text": LONG + "{{ (('{0}' * 100000).format(a))|length }}",
+    "a format that repeats a text of a map": LONG + "{{ (('{a}' * 100000).format_map({'a': a}))|length }}",
+    "a format that is kept": LONG + "{% set f = ('{0}' * 100000).format %}{{ f(a)|length }}",
+    "a percent format that repeats a text": LONG + "{{ (('%(a)s' * 100000) % {'a': a})|length }}",
+    "the filter format that repeats a text": LONG + "{{ (('%(a)s' * 100000)|format(a=a))|length }}",
+    "the filter format of many texts": LONG + "{{ (('%s' * 90000)|format(*[a] * 90000))|length }}",
+    "a percent format of a width behind a name": "{{ '%(a(b))999999999s' % {'a(b)': 1} }}",
+    "a percent format of a precision": "{{ '%.999999999f' % 1 }}",
+    "widths that add up": "{{ ('{:>9999999}' * 3).format(1, 2, 3) }}",
     "the same text again and again": assigned("h" * 20_000),
 }
 
@@ -118,6 +129,17 @@ def test_a_template_that_makes_too_much_is_refused_before_it_has(kind: str, litt
             "{{ 'Cutoff 20250101: %s' % 'x' }}|{{ '{} 20250101'.format('x') }}",
             "Cutoff 20250101: x|x 20250101",
         ),
+        (
+            """{{ '{{"date": {}, "id": 123456789}}'.format(20250101) }}""",
+            '{"date": 20250101, "id": 123456789}',
+        ),
+        (
+            "{{ '{:,}|{:05.1f}|{x[0]!r}|{:{w}}'.format(1234567, 2.25, 'a', x=['7'], w=3) }}",
+            "1,234,567|002.2|'7'|a  ",
+        ),
+        ("{{ '%s (x) 20250101 %% %-3d|%*d' % ('a', 1, 3, 2) }}", "a (x) 20250101 % 1  |  2"),
+        ("{{ '%(b)s' % {'b': 20250101} }}{{ '%s'|format('b') }}", "20250101b"),
+        ("{{ ('<'|escape + '{}').format('>') }}", "&lt;&gt;"),
         (
             "{{ messages|selectattr('n', 'undefined')|list|length }}{{ [1]|map('default', 200000)|list }}",
             "1[1]",

@@ -16,7 +16,7 @@ from typing import Any
 
 from jinja2.filters import make_attrgetter
 from jinja2.runtime import Context
-from jinja2.sandbox import MAX_RANGE, ImmutableSandboxedEnvironment
+from jinja2.sandbox import MAX_RANGE, ImmutableSandboxedEnvironment, SandboxedFormatter
 
 from .iterations import CURRENT, Oversized
 
@@ -44,11 +44,27 @@ OF_ITS_TEXT = frozenset({"format", "indent", "replace"})
 OF_A_NUMBER = frozenset({"batch", "center", "indent", "slice", "tojson", "wordwrap"})
 """Filters to which a number is a width, or a count of what they make."""
 
-WIDTHS_OF_FORMAT = re.compile(r"%[-+ #0-9.*]*(?:\([^()]*\)[-+ #0-9.*]*)?|\{[^{}]*\}")
-"""Where the widths of a format stand; its other numbers are text."""
+PLACE = re.compile(r"[%)][-+ #0]*+([0-9]++|\*)?(?:\.([0-9]++|\*))?[hlL]?[a-zA-Z%]")
+"""A place of a format with ``%``, as groups its width and its precision. Before them may stand a name."""
 
-WIDTH = re.compile(r"[0-9]{1,18}")
-"""A width that is given as text."""
+MOST_DIGITS = 18
+"""As many of a width are looked at: with more it is too large anyway."""
+
+
+class BoundedFormatter(SandboxedFormatter):
+    """Formats a text, and refuses to make too much."""
+
+    size = 0
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        self.take(sum(int(digits[:MOST_DIGITS]) for digits in re.findall("[0-9]+", format_spec)))
+        text = super().format_field(value, format_spec)
+        self.take(len(text))
+        return text
+
+    def take(self, size: int) -> None:
+        self.size += size
+        refuse_over(MOST_CHARACTERS, self.size)
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
@@ -66,10 +82,25 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return measured(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        method = getattr(__obj, "__wrapped__", __obj)  # the sandbox wraps str.format
-        if isinstance(method, BuiltinMethodType) and isinstance(method.__self__, str | bytes | int):
-            args = checked_arguments(method.__name__, method.__self__, args, kwargs)
+        if isinstance(__obj, BuiltinMethodType) and isinstance(__obj.__self__, str | bytes | int):
+            args = checked_arguments(__obj.__name__, __obj.__self__, args, kwargs)
         return measured(super().call(__context, __obj, *args, **kwargs))
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """A text's ``format``, which is tried within bounds first: the sandbox's own has none."""
+        sandboxed = super().wrap_str_format(value)
+        if sandboxed is None:
+            return None
+
+        @wraps(value)
+        def bounded(*args: Any, **kwargs: Any) -> str:
+            if value.__name__ == "format":
+                BoundedFormatter(self).vformat(value.__self__, args, kwargs)
+            elif len(args) == 1:
+                BoundedFormatter(self).vformat(value.__self__, (), args[0])
+            return sandboxed(*args, **kwargs)
+
+        return bounded
 
 
 def refuse_over(most: int, size: int) -> None:
@@ -92,7 +123,7 @@ def most_of(value: Any) -> int:
 def check_operands(operator: str, left: Any, right: Any) -> None:
     """Refuse an operation that would make too much of these."""
     if operator == "%" and isinstance(left, str | bytes):
-        refuse_over(MOST_CHARACTERS, width_of_format(left, right if isinstance(right, tuple) else (right,)))
+        refuse_over(MOST_CHARACTERS, size_of_format(left, right))
     elif isinstance(left, int) and isinstance(right, int):
         if operator in ("*", "**"):
             bits = left.bit_length()
@@ -103,27 +134,25 @@ def check_operands(operator: str, left: Any, right: Any) -> None:
             refuse_over(most_of(of), times * len(of))
 
 
-def width_of_format(text: str | bytes, given: Iterable[Any]) -> int:
-    """The most that a format adds to what it is given: its widths, and the numbers that stand for such."""
-    text = str(text)
-    within = re.search(r"\{[^{}]*\{", text) is not None  # a width is given within the place that has it
-    stated = text if within else "".join(WIDTHS_OF_FORMAT.findall(text))
-    widths = [int(digits) for digits in re.findall(r"\d{1,18}", stated)]
-    if within or "*" in stated:
-        widths += [number for number in given if isinstance(number, int)]
-        widths += [int(digits) for digits in given if isinstance(digits, str) and WIDTH.fullmatch(digits)]
-    return sum(widths)
+def size_of_format(text: str | bytes, given: Any) -> int:
+    """The most that ``text % given`` adds to the text: widths, the numbers that stand for such, and texts, of which a
+    map's may come again at each place."""
+    format = str(text)
+    widths = [width for place in PLACE.findall(format) for width in place if width]
+    size = sum(int(width[:MOST_DIGITS]) for width in widths if width != "*")
+    if isinstance(given, Mapping):
+        return size + format.count("%(") * max((len(str(value)) for value in given.values()), default=0)
+    values = given if isinstance(given, tuple) else (given,)
+    if "*" in widths:
+        size += sum(value for value in values if isinstance(value, int))
+    return size + sum(len(value) for value in values if isinstance(value, str | bytes))
 
 
 def checked_arguments(
     name: str, of: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[Any, ...]:
     """The arguments of a method of a text or a number, with which it does not make too much."""
-    if name in ("format", "format_map"):
-        named = args[0] if name == "format_map" and args else kwargs
-        values = named.values() if isinstance(named, Mapping) else ()
-        refuse_over(MOST_CHARACTERS, width_of_format(of, (*args, *values)))
-    elif name in WIDTHS:
+    if name in WIDTHS:
         width = max((arg for arg in (*args, *kwargs.values()) if isinstance(arg, int)), default=8)
         refuse_over(MAX_RANGE, width)
         if name == "expandtabs":
@@ -171,7 +200,7 @@ def bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any
             case "indent":
                 refuse_over(MOST_CHARACTERS, len(text) + (text.count("\n") + 1) * max(width, 4))
             case "format":
-                refuse_over(MOST_CHARACTERS, width_of_format(text, others))
+                refuse_over(MOST_CHARACTERS, size_of_format(text, kwargs or args[at + 1 :]))
             case "tojson":
                 refuse_over(
                     LONGEST_INDENT, max(width, *(len(text) for text in kwargs.get("separators") or ("",)))
