@@ -363,7 +363,11 @@ def spread(
     """One ``SamplingParams`` per prompt, from one for all or a list of as many."""
     if params is None or isinstance(params, SamplingParams):
         return [params] * count
-    check_many("params", params)
+    if isinstance(params, str | bytes) or not isinstance(params, Sequence):
+        raise InvalidRequest(
+            f"params is of type {type(params).__name__}; give a SamplingParams(...), or a list with one for each",
+            param="params",
+        )
     if len(params) != count:
         raise InvalidRequest(
             f"{len(params)} SamplingParams for {count} prompts; give one, or one for each", param="params"

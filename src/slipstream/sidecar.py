@@ -24,7 +24,7 @@ from .options.serve import ServeOptions
 from .protocol.actors import HELPERS
 from .protocol.client.blocking import Client
 from .protocol.client.request import check_seconds
-from .protocol.errors import ServiceUnavailable, SlipstreamError, from_wire
+from .protocol.errors import InvalidRequest, ServiceUnavailable, SlipstreamError, from_wire
 from .runtime.options.command_line import to_arguments
 from .runtime.options.sources import resolve
 from .runtime.options.table import PREFIX
@@ -41,6 +41,9 @@ OTHERS = {
     for name in ("ENDPOINT", "HTTP", "API_KEY", "ALLOWED_ORIGINS", "READY_FD", "PRINT_CONFIG")
 }
 """Variables that speak of another service of this environment: two cannot have the same endpoint."""
+
+OF_A_COMMAND = {"ready_fd": None, "print_config": False, "exit_with_parent": True}
+"""Options that only a command has a choice in, and what they come to for a service that a program owns."""
 
 SYSTEMD = {"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"}
 """Variables that are for your program, if systemd started it, and not for its service."""
@@ -75,10 +78,14 @@ class Sidecar:
         timeout_s: float,
     ) -> None:
         check_seconds("start_timeout_s", timeout_s)
+        for name, value in OF_A_COMMAND.items():
+            if options.pop(name, value) is not value:
+                raise InvalidRequest(
+                    f"{name} is for the command line: leave it out, as here it is {value}", param=name
+                )
         environment = {name: value for name, value in os.environ.items() if name not in OTHERS | SYSTEMD}
         self.options = resolve(table, keywords=options, environ=environment).options
         """The options of the service, with those from the environment and a configuration file."""
-        options.pop("ready_fd", None)
         if self.options.log_format == "auto":
             options["log_format"] = "text"  # it is read by people: in ``log``, and in errors
         read_end, write_end = os.pipe()

@@ -48,6 +48,25 @@ def test_a_sidecar_starts_nothing_where_it_may_not_wait(given: Any) -> None:
         Sidecar(device="emulated", start_timeout_s=given)
 
 
+@pytest.mark.parametrize(
+    "given", [{"ready_fd": 1}, {"print_config": True}, {"exit_with_parent": False}], ids=str
+)
+def test_a_sidecar_refuses_what_only_a_command_has_a_choice_in(given: dict[str, Any]) -> None:
+    """It would come to nothing, or to a service that is never ready."""
+    with pytest.raises(InvalidRequest, match=f"{next(iter(given))} is for the command line"):
+        Sidecar(device="emulated", **given)
+
+
+def test_parameters_of_a_wrong_type_are_told_what_to_give(serve: Callable[..., FakeGateway]) -> None:
+    with (
+        Client(serve().endpoint) as client,
+        pytest.raises(
+            InvalidRequest, match=r"params is of type dict; give a SamplingParams\(...\), or a list"
+        ),
+    ):
+        client.generate_many(["x"], {"max_tokens": 2})  # type: ignore[arg-type]
+
+
 def test_a_sidecar_may_wait_for_ever() -> None:
     with Sidecar(device="emulated", start_timeout_s=math.inf) as sidecar:
         assert sidecar.ready["protocol"] == [1, 0]
