@@ -21,6 +21,7 @@ from ..protocol.errors import InvalidRequest, ServiceUnavailable, SlipstreamErro
 from ..protocol.messages import Welcome
 from ..protocol.paths import absolute_path, working_folder
 from ..runtime.log import logger
+from ..runtime.machine.small_file import read_small_file
 from ..runtime.supervision.children import ChildSpec
 from ..runtime.supervision.supervisor import Supervisor
 from .banner import announce_addresses
@@ -87,7 +88,7 @@ def router_specs(options: RouteOptions, directory: Path) -> list[ChildSpec]:
 def read_services(path: str | None) -> tuple[str, ...]:
     """The endpoints that a file names; ``InvalidRequest`` if it names none, or what is none."""
     try:
-        found = [] if path is None else named_in(Path(path).read_text(encoding="utf-8"))
+        found = [] if path is None else named_in(read_small_file(path).decode("utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"the file of services {path} cannot be read: {error}") from None
     if not found:
