@@ -10,6 +10,7 @@ a ``ProtocolError`` that names the place, the value and what was expected.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar, get_args
 
@@ -269,30 +270,52 @@ UNKNOWN = "Object contains unknown field"
 NUMBER = re.compile(r"\[\d+\]")
 
 
+WHOLE = re.compile("Expected `[^`]*int[^`]*`, got `float`")
+"""How msgspec says that a whole number was expected where another was written, or one such as 5.0."""
+
+
+def mendable(error: msgspec.ValidationError) -> Callable[[Any], Any] | None:
+    """What may mend the value that msgspec complains about, if something may."""
+    if str(error).startswith(UNKNOWN):
+        return without_nulls
+    return as_whole if WHOLE.match(str(error)) else None
+
+
 def convert(plain: Any, kind: type[T]) -> T:
-    """Plain values as ``kind``, in which a null of an unknown field is as good as none."""
-    seen: set[str] = set()
+    """Plain values as ``kind``, in which a null of an unknown field is as good as none, and 5.0 as good as 5."""
+    seen: set[tuple[Any, str]] = set()
     while True:
         try:
             return msgspec.convert(plain, kind)
         except msgspec.ValidationError as error:
             _, below, path = str(error).rpartition("`$")  # none at the top
             place = NUMBER.sub(".[]", path.rstrip("`")) if below else ""
-            if not str(error).startswith(UNKNOWN) or ANY_KEY in place or place in seen:
+            mend = mendable(error)
+            if mend is None or ANY_KEY in place or (mend, place) in seen:
                 raise
-            seen.add(place)  # of all items of a list at once, so that there are few of them
-            plain = without_nulls(plain, place.split(".")[1:])
+            seen.add((mend, place))  # of all items of a list at once, so that there are few of them
+            plain = mended(plain, place.split(".")[1:], mend)
 
 
-def without_nulls(plain: Any, place: list[str]) -> Any:
-    """A copy in which the maps at this place have no nulls."""
-    if isinstance(plain, list) and place[:1] == ["[]"]:
-        return [without_nulls(item, place[1:]) for item in plain]
-    if isinstance(plain, dict) and not place:
-        return {key: value for key, value in plain.items() if value is not None}
+def mended(plain: Any, place: list[str], mend: Callable[[Any], Any]) -> Any:
+    """A copy with what stands at this place mended."""
+    if not place:
+        return mend(plain)
+    if isinstance(plain, list) and place[0] == "[]":
+        return [mended(item, place[1:], mend) for item in plain]
     if isinstance(plain, dict) and place[0] in plain:
-        return plain | {place[0]: without_nulls(plain[place[0]], place[1:])}
+        return plain | {place[0]: mended(plain[place[0]], place[1:], mend)}
     return plain
+
+
+def without_nulls(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {key: item for key, item in value.items() if item is not None}
+
+
+def as_whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def shortened(text: str) -> str:

@@ -149,6 +149,28 @@ def test_what_is_wrong_in_tools_of_a_program_has_its_path_and_nulls_are_fine(
     assert refused.value.param == param
 
 
+def test_a_whole_number_may_be_written_with_a_fraction_of_nothing() -> None:
+    """As in JSON, and as Gson writes all numbers of a map."""
+    frontend = Scripted(Script("a"))
+    assert (
+        frontend.post(CHAT, b'{"messages": [{"role": "user", "content": "x"}], "n": 2.0, "seed": 1e0}').status
+        == 200
+    )
+    params = frontend.script.asked["params"]
+    assert (params.n, params.seed) == (2, 1)
+    assert type(params.n) is int
+    assert frontend.post(TEXT, {"prompt": [[5.0, 6], [7.0]], "max_tokens": 3.0, "colour": None}).status == 200
+    assert frontend.script.asked["prompt"] == [7]
+    assert frontend.post("/detokenize", {"tokens": [44.0, 77]}).json == {"prompt": "Hi"}
+    for given, param in (
+        ({"n": 1.5}, "n"),
+        ({"stop_token_ids": [5.0, 6.5]}, "stop_token_ids[1]"),
+        ({"n": 1e300}, "n"),
+    ):
+        reply = frontend.post(TEXT, {"prompt": "x"} | given)
+        assert (reply.status, reply.json["error"]["param"]) == (400, param)
+
+
 ROUTERS = {
     "no_stop_trim": False,
     "skip_special_tokens": True,

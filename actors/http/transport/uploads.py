@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
-from ....protocol.codec import UNKNOWN, convert, explain, field_of
+from ....protocol.codec import UNKNOWN, convert, explain, field_of, mendable
 from ....protocol.errors import Overloaded, ServiceUnavailable
 from ....protocol.limits import MAX_ALL_ITEMS, MAX_CONTAINERS, MAX_DEPTH, MAX_FRAME_BYTES
 from ..errors import STOPPED, Problem
@@ -163,11 +163,9 @@ def decode_body(data: bytes | bytearray, kind: type[T]) -> T:
         try:
             return msgspec.json.decode(data, type=kind)
         except msgspec.ValidationError as error:
-            if not str(error).startswith(UNKNOWN):
+            if mendable(error) is None:
                 raise
-            return convert(
-                msgspec.json.decode(data), kind
-            )  # the unknown field may be a null, which asks for nothing
+            return convert(msgspec.json.decode(data), kind)
     except msgspec.ValidationError as error:
         field = field_of(error)
         if str(error).startswith(UNKNOWN):
