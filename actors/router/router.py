@@ -136,7 +136,7 @@ class Router(PublicActor):
     def on_services_file(self, file: WatchedFile, now: float) -> None:
         """The file that names the services has changed."""
         complain = partial(self.send, HostAddress.LOG)
-        self.set_services(endpoints_in(file.text, self.started_in, complain))
+        self.set_services(endpoints_in(file.text, self.started_in, self.endpoint, complain))
 
     # --- requests ---------------------------------------------------------------------------------
 

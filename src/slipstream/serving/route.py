@@ -12,7 +12,7 @@ import msgspec
 from .. import __version__
 from ..actors.checkpoint import open_checkpoint
 from ..actors.options import RouterOptions
-from ..actors.router.services_file import named_in
+from ..actors.router.services_file import MAX_SERVICES, named_in
 from ..options.route import RouteOptions
 from ..protocol.client.asynchronous import AsyncClient
 from ..protocol.client_key import ClientKey, client_key
@@ -57,10 +57,15 @@ def route(options: RouteOptions) -> int:
 def router_specs(options: RouteOptions, directory: Path) -> list[ChildSpec]:
     """The children; ``ServiceUnavailable`` if none of the services answers."""
     endpoints = options.endpoints or read_services(options.services_file)
+    if len(endpoints) > MAX_SERVICES:
+        raise InvalidRequest(f"{len(endpoints)} services are named; a router takes at most {MAX_SERVICES}")
+    own = check_endpoint(options.endpoint or f"ipc://{directory}/router", insecure=True)
+    if own in endpoints:
+        raise InvalidRequest(f"the service {own} is the router itself; it needs an endpoint of its own")
     keys = {endpoint: client_key(options.client_key, endpoint) for endpoint in endpoints}
     welcome = asyncio.run(first_welcome(keys))
     router = RouterOptions(
-        endpoint=check_endpoint(options.endpoint or f"ipc://{directory}/router", insecure=True),
+        endpoint=own,
         services=endpoints,
         services_file=None if options.services_file is None else absolute_path(options.services_file),
         started_in=working_folder(),
