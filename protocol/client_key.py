@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import zmq
+from zmq.utils import z85
 
 from .errors import InvalidRequest, brief
+from .small_file import read_small_file
 
 CLIENT_KEY_VARIABLE = "SLIPSTREAM_CLIENT_KEY"
 """Names the client key for ``tcp://`` endpoints, where a program gives none."""
@@ -79,7 +82,7 @@ def read_key(path: Path, names: tuple[str, ...]) -> dict[str, str]:
 
 def read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="ascii")
+        return read_small_file(path).decode("ascii")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"the key file {path} cannot be read: {error}") from None
 
@@ -87,4 +90,10 @@ def read_text(path: Path) -> str:
 def checked(key: str, where: str) -> str:
     if len(key) != KEY_CHARS:
         raise InvalidRequest(f"{where}: a key has {KEY_CHARS} characters, this one {len(key)}")
+    try:
+        z85.decode(key)
+    except (KeyError, ValueError, struct.error):
+        raise InvalidRequest(
+            f"{where}: {key[:8]!r}... is no key; take the file as slipstream keys made it"
+        ) from None
     return key

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
+from ...protocol.small_file import read_small_file
 from ..log import logger
-from ..machine.small_file import read_small_file
 
 LOOK_EVERY_S = 0.5
 """Between two looks, at least: a host looks when something happens, too."""

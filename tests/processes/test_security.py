@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,29 @@ def test_a_file_that_holds_no_client_key_is_refused(tmp_path: Path, text: str, s
     path.chmod(0o600)
     with pytest.raises(InvalidRequest, match=says):
         ClientKey.read(path)
+
+
+@pytest.mark.parametrize("wrong", ["~" * 40, "#" * 40, "\x7f" * 40], ids=repr)
+@pytest.mark.parametrize("name", ["public", "secret", "server"])
+def test_a_key_that_is_none_is_named_and_connects_nowhere(
+    folder: Path, tmp_path: Path, wrong: str, name: str
+) -> None:
+    """libzmq would say nothing, and the client would wait."""
+    written = (folder / "ann.key").read_text().splitlines()
+    key = tmp_path / "key"
+    key.touch(0o600)
+    key.write_text("\n".join(f"{name} {wrong}" if line.startswith(name) else line for line in written))
+    with pytest.raises(InvalidRequest, match=f"key, {name}: .* is no key; take the file"):
+        ClientKey.read(key)
+
+
+@pytest.mark.parametrize(
+    "become", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "endless"]
+)
+def test_a_key_that_is_no_file_is_not_waited_for(tmp_path: Path, become: Callable[[Path], None]) -> None:
+    become(tmp_path / "key")
+    with pytest.raises(InvalidRequest, match=r"cannot be read: .* it is no file"):
+        ClientKey.read(tmp_path / "key")
 
 
 def test_the_environment_names_the_key_for_tcp_and_for_nothing_else(folder: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from slipstream.protocol.errors import InvalidRequest
-from slipstream.runtime.machine.small_file import MAX_BYTES
+from slipstream.protocol.small_file import MAX_BYTES
 from slipstream.runtime.process.watched_file import LOOK_EVERY_S, FileWatch
 
 from slipstream.serving.route import read_services

@@ -20,8 +20,8 @@ from ..protocol.endpoints import check_endpoint
 from ..protocol.errors import InvalidRequest, ServiceUnavailable, SlipstreamError
 from ..protocol.messages import Welcome
 from ..protocol.paths import absolute_path, working_folder
+from ..protocol.small_file import read_small_file
 from ..runtime.log import logger
-from ..runtime.machine.small_file import read_small_file
 from ..runtime.supervision.children import ChildSpec
 from ..runtime.supervision.supervisor import Supervisor
 from .banner import announce_addresses
