@@ -78,7 +78,7 @@ class BareLoop:
                 seed=row,
                 min_tokens=0,
                 stop_tokens=b"",
-                end=self.length,
+                max_length=self.length,
             )
             for row in range(self.rows)
         ]

@@ -38,7 +38,7 @@ def measure(config: PreTrainedConfig) -> dict[str, Any]:
     found: dict[str, Any] = {
         "parameters": sum(weight.numel() for weight in model.transformer.parameters()),
         "state_bytes": model.state_layout.bytes_per_slot,
-        "graphs": len(rig.graphed.forwards),
+        "graphs": len(rig.graphed.forward_graphs),
         "capture_s": rig.graphs.seconds,
         "told": model.stateful.notes()[1:],
     }

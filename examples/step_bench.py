@@ -60,7 +60,7 @@ def join(slot: int, tokens: int, start: int, *, sampled: bool = False, adapters:
         seed=slot,
         min_tokens=0,
         stop_tokens=b"",
-        end=LENGTH,
+        max_length=LENGTH,
         adapter=1 + slot % adapters if adapters else 0,
     )
 
@@ -194,7 +194,7 @@ class Rig:
 def measure(name: str, variant: Variant) -> dict[str, Any]:
     begun = time.perf_counter()
     rig = Rig(MODELS[name](), variant)
-    graphs, count = rig.graphs, rig.graphed.count
+    graphs, count = rig.graphs, rig.graphed.num_graphs
     found: dict[str, Any] = {
         "graphs": count,
         "capture_s": graphs.seconds,

@@ -215,7 +215,7 @@ class Join(Internal):
     min_tokens: int
     stop_tokens: bytes
     """Token ids (int32) that end the sequence, the model's own among them unless ``ignore_eos``."""
-    end: int
+    max_length: int
     """The number of tokens, of prompt and answer, at which the sequence ends by length."""
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0

@@ -43,7 +43,7 @@ class AdapterSlot:
     """The executor was told that it is unloaded."""
 
 
-class Adapters:
+class AdapterRegistry:
     """Which adapters the executor has, and what it is asked to load and unload."""
 
     def __init__(self, send: Callable[[str, Any], None]) -> None:
@@ -80,7 +80,7 @@ class Adapters:
         sequence.salt = salt_of(sequence.params.cache_salt, f"{slot.serial}".encode())
         return ""
 
-    def slot_of(self, adapter: Adapter) -> AdapterSlot:
+    def new_slot(self, adapter: Adapter) -> AdapterSlot:
         self.serial += 1
         return AdapterSlot(adapter, self.serial)
 
@@ -130,7 +130,7 @@ class Adapters:
                 f"all {self.count} adapter slots are taken; unload one, or raise --max-loras",
             )
         else:
-            slot = self.slot_of(Adapter(self.free.pop(), name, path))
+            slot = self.new_slot(Adapter(self.free.pop(), name, path))
             slot.asked.append(message.number)
             self.loading[slot.adapter.id] = slot
             self.send("executor", FillAdapterSlot(slot.adapter))
@@ -155,7 +155,7 @@ class Adapters:
 
     def remove(self, message: RemoveAdapter, planned: int) -> None:
         slot = self.by_name.pop(message.name, None)
-        leaving = slot or next((p for p in self.leaving.values() if p.adapter.name == message.name), None)
+        leaving = slot or next((s for s in self.leaving.values() if s.adapter.name == message.name), None)
         if leaving is None and message.resent:
             self.answer(message.number)
             return
@@ -167,8 +167,9 @@ class Adapters:
         leaving.last_step = planned
         self.leaving[leaving.adapter.id] = leaving
 
-    def settle(self, used: set[int], planned: int, completed: int) -> None:
-        """Unload the adapters that are to leave, except those of the ids ``used``, which sequences still name."""
+    def free_unused(self, used: set[int], planned: int, completed: int) -> None:
+        """Free the slots of the adapters that are to leave, except those of the ids ``used``, which sequences still
+        name."""
         for id, slot in list(self.leaving.items()):
             if id in used:
                 slot.last_step = planned
@@ -186,11 +187,11 @@ class Adapters:
         """A new executor has these, or the one that is there says so to a new scheduler."""
         before = {slot.adapter: slot for slot in (*self.by_name.values(), *self.leaving.values())}
         loaded_now = {
-            adapter.id: before.get(adapter) or self.slot_of(adapter) for adapter in capacity.adapters
+            adapter.id: before.get(adapter) or self.new_slot(adapter) for adapter in capacity.adapters
         }
         lost, loading = self.leaving.keys() - loaded_now.keys(), list(self.loading.values())
         gone = [self.leaving.pop(id) for id in lost]
-        self.by_name = {p.adapter.name: p for id, p in loaded_now.items() if id not in self.leaving}
+        self.by_name = {slot.adapter.name: slot for id, slot in loaded_now.items() if id not in self.leaving}
         for slot in self.leaving.values():
             slot.unload_sent = False
         self.loading = {}

@@ -24,14 +24,14 @@ class Arrivals:
         delivered = np.frombuffer(message.delivered, np.int32)
         params = message.params
         limit = self.max_model_len
-        target = limit if params.max_tokens is None else min(limit, len(prompt) + params.max_tokens)
+        max_length = limit if params.max_tokens is None else min(limit, len(prompt) + params.max_tokens)
         eos = frozenset() if params.ignore_eos else self.eos
         stop = np.array(sorted(eos | set(params.stop_token_ids)), np.int32)
         return Sequence(
             request=message.request,
             tokens=np.concatenate([prompt, delivered]),
             prompt_len=len(prompt),
-            target=target,
+            max_length=max_length,
             params=params,
             stop_tokens=stop,
             eos=eos,
@@ -50,11 +50,11 @@ class Arrivals:
 def too_long(sequence: Sequence, limit: int | None) -> str:
     """The error for a sequence that may come to have more tokens than the cache's ``limit``; empty if it cannot, or if
     the limit is not known yet."""
-    if limit is None or sequence.target <= limit:
+    if limit is None or sequence.max_length <= limit:
         return ""
-    most = sequence.target - sequence.prompt_len
+    most = sequence.max_length - sequence.prompt_len
     return (
         f"the prompt's {sequence.prompt_len} tokens and max_tokens up to {most}"
-        f" need room for {sequence.target} tokens, and the KV cache holds {limit}:"
+        f" need room for {sequence.max_length} tokens, and the KV cache holds {limit}:"
         " shorten the prompt or lower max_tokens"
     )

@@ -28,7 +28,7 @@ class ExecutorDeaths:
         for sequence in holdings.holders:
             if sequence is not None:
                 self.invalidate_sequence(sequence, computing)
-                holdings.waiting.left(sequence)
+                holdings.waiting.stop_running(sequence)
         holdings.reset_slots()
 
     def invalidate_sequence(self, sequence: Sequence, computing: bool) -> None:

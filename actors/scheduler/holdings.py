@@ -79,7 +79,7 @@ class Holdings:
     def enter(self, sequence: Sequence, blocks: BlockPool, block_list: BlockList, start: int) -> None:
         """Give the next sequence a slot and the blocks in ``block_list``; its tokens before ``start`` are cached."""
         if self.quarantine.begin_probation(sequence):
-            self.waiting.enter(sequence)
+            self.waiting.start_running(sequence)
         else:
             self.waiting.pop()
         sequence.slot = slot = self.slots.take()
@@ -145,7 +145,7 @@ class Holdings:
         self.charge(sequence)
         if sequence.preempted and not sequence.finished:
             self.requeue(sequence)
-        self.waiting.left(sequence)
+        self.waiting.stop_running(sequence)
 
     def requeue(self, sequence: Sequence) -> None:
         self.forget_device(sequence)

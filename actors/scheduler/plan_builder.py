@@ -67,7 +67,7 @@ class OutstandingStep(NamedTuple):
     """A step that was planned and whose result has not come."""
 
     step: int
-    rows: np.ndarray
+    slots: np.ndarray
     """The slots that sample in it, in ascending order."""
     generations: bytes
     """The generations of the slots (int64), when the plan was made."""

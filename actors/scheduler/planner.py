@@ -80,35 +80,35 @@ class Planner:
         builder = PlanBuilder(self.max_batched_tokens, sizes=self.sizes)
         if not self.reserve_blocks(blocks, builder):
             return None
-        rows = table.decoding.nonzero()[0]
-        decoding = builder.tokens = len(rows)
+        slots = table.decoding.nonzero()[0]
+        decoding = builder.tokens = len(slots)
         builder.budget -= decoding
         if decoding and (holdings.prefilling or holdings.waiting) and not self.answers_stand_still(blocks):
             builder.budget = self.prefill_budget.limit(builder.budget, self.prompts(blocks), decoding)
-        table.computed[rows] += 1
-        table.planned[rows] += 1
+        table.computed[slots] += 1
+        table.planned[slots] += 1
         for sequence in holdings.prefilling:
             self.chunk(sequence, builder)
         blocked = (
             self.admit_waiting(blocks, builder) if holdings.waiting or holdings.quarantine.active else None
         )
-        if not len(rows) and not builder.chunks:
+        if not len(slots) and not builder.chunks:
             return None
         if builder.chunks:
-            rows = self.start_decoding(rows)
+            slots = self.start_decoding(slots)
         plan = builder.plan(step, holdings.leaves)
         holdings.leaves = []
         holdings.step = step + 1
         # An end by length is known now: the sequence leaves with the next plan, no step is wasted on it.
-        for slot in rows[table.planned[rows] >= table.target[rows]].tolist():
+        for slot in slots[table.planned[slots] >= table.max_length[slots]].tolist():
             holdings.leave(holdings.holder(slot))
         self.deaths.end_probation_ahead()
         if blocked is not None:
             self.preempt_for_fairness(blocked, blocks)
-        prefill, generations = builder.tokens - decoding, table.generation[rows].tobytes()
+        prefill, generations = builder.tokens - decoding, table.generation[slots].tobytes()
         self.counters["prefill_tokens"] += prefill
         expected_s = self.prefill_budget.expected_ns(prefill) * 1e-9
-        return plan, OutstandingStep(step, rows, generations, prefill, expected_s, builder.prompt_logprobs)
+        return plan, OutstandingStep(step, slots, generations, prefill, expected_s, builder.prompt_logprobs)
 
     def prompts(self, blocks: BlockPool) -> int:
         """The number of prompts under way, plus that of waiting ones that would fit into the free slots and, if each
@@ -170,20 +170,20 @@ class Planner:
             sequence.last_step = self.holdings.step
             self.holdings.publish(sequence)
 
-    def start_decoding(self, rows: np.ndarray) -> np.ndarray:
-        """Sequences whose prompt ends with this step sample in it, and decode from the next step on. Returns the slots
-        of all rows that sample."""
+    def start_decoding(self, slots: np.ndarray) -> np.ndarray:
+        """Sequences whose prompt ends with this step sample in it, and decode from the next step on. ``slots`` are
+        those that decode already; returns the slots of all rows that sample."""
         holdings, table = self.holdings, self.holdings.table
         ended = [s for s in holdings.prefilling if table.computed[s.slot] == table.length[s.slot]]
         if not ended:
-            return rows
+            return slots
         holdings.prefilling = [
             s for s in holdings.prefilling if table.computed[s.slot] < table.length[s.slot]
         ]
-        slots = [sequence.slot for sequence in ended]
-        table.planned[slots] += 1
-        table.decoding[slots] = True
-        return np.sort(np.append(rows, slots))
+        starting = [sequence.slot for sequence in ended]
+        table.planned[starting] += 1
+        table.decoding[starting] = True
+        return np.sort(np.append(slots, starting))
 
     # --- admission --------------------------------------------------------------------------------
 

@@ -51,7 +51,7 @@ MOST_LENGTHENING = 12.0
 LEAST = 16
 """Prompt tokens of a step whatever they cost: fewer cost a step as much, since it reads the same weights."""
 
-FORGET = 0.8
+DECAY = 0.8
 """Weight of what was learned, against the step that is learned from: five steps count, so that one which
 something else disturbed says little, and a context that grows says enough."""
 
@@ -81,10 +81,10 @@ class PrefillBudget:
 
     def learn_cost(self, tokens: int, ns: int) -> None:
         if not tokens:
-            self.decode_ns = FORGET * self.decode_ns + (1 - FORGET) * ns if self.decode_ns else float(ns)
+            self.decode_ns = DECAY * self.decode_ns + (1 - DECAY) * ns if self.decode_ns else float(ns)
         elif self.decode_ns:
-            self.tokens = FORGET * self.tokens + tokens
-            self.prompt_ns = FORGET * self.prompt_ns + max(0.0, ns - self.decode_ns)
+            self.tokens = DECAY * self.tokens + tokens
+            self.prompt_ns = DECAY * self.prompt_ns + max(0.0, ns - self.decode_ns)
 
     def expected_ns(self, prompt_tokens: int) -> float:
         """The expected time of a step with this many prompt tokens; 0 if it is not known."""

@@ -34,7 +34,7 @@ from ...protocol.internal import (
 )
 from ...runtime.actor import Actor
 from ..options import SchedulerOptions
-from .adapters import Adapters
+from .adapters import AdapterRegistry
 from .arrivals import Arrivals, too_long
 from .config import SchedulerConfig
 from .executor_deaths import ExecutorDeaths
@@ -82,7 +82,7 @@ class Scheduler(Actor):
         self.holdings = Holdings(config.max_num_seqs, config.max_model_len, self.counters)
         self.deaths = ExecutorDeaths(self.holdings)
         self.planner = Planner(config, self.holdings, self.deaths, self.counters)
-        self.adapters = Adapters(self.send)
+        self.adapters = AdapterRegistry(self.send)
         self.timing = PlanTiming()
         self.outstanding: deque[OutstandingStep] = deque()
         """The steps that were planned and whose results have not come, oldest first."""
@@ -115,7 +115,7 @@ class Scheduler(Actor):
         """Whether a sequence that was sent again already had its last token. If so, report its end."""
         last = int(sequence.tokens[-1])
         stopped = last in sequence.stop_tokens
-        if stopped or len(sequence.tokens) >= sequence.target:
+        if stopped or len(sequence.tokens) >= sequence.max_length:
             self.open(sequence, 0)
             if stopped:
                 self.finish(sequence, "stop", None if last in sequence.eos else last)
@@ -164,7 +164,7 @@ class Scheduler(Actor):
                 self.finish(sequence, "abort")
         self.flush(-1)
         self.plan_ahead(now)
-        self.settle_adapters()
+        self.free_unused_adapters()
 
     def on_forget_cache(self, message: ForgetCache, now: float) -> None:
         if message.number > self.forgotten and self.holdings.blocks is not None:
@@ -199,7 +199,7 @@ class Scheduler(Actor):
 
     def on_asked_of_adapters(self, message: ListAdapters | AddAdapter | RemoveAdapter, now: float) -> None:
         self.adapters.on_asked(message, self.holdings.step - 1)
-        self.settle_adapters()
+        self.free_unused_adapters()
 
     def on_adapter_slot_filled(self, message: AdapterSlotFilled, now: float) -> None:
         self.adapters.on_slot_filled(message.adapter, message.error)
@@ -207,13 +207,13 @@ class Scheduler(Actor):
     def on_adapter_slot_freed(self, message: AdapterSlotFreed, now: float) -> None:
         self.adapters.on_slot_freed(message.id)
 
-    def settle_adapters(self) -> None:
+    def free_unused_adapters(self) -> None:
         """Free the slots of unloaded adapters that no sequence and no outstanding step uses any more."""
         if self.adapters.leaving:
             used = {sequence.adapter for sequence in self.sequences.values()}
             last = self.holdings.step - 1
             completed = self.outstanding[0].step - 1 if self.outstanding else last
-            self.adapters.settle(used, last, completed)
+            self.adapters.free_unused(used, last, completed)
 
     # --- plans and results ------------------------------------------------------------------------
 
@@ -247,14 +247,14 @@ class Scheduler(Actor):
     def on_sampled(self, message: Sampled, now: float) -> None:
         """Take in the tokens of the oldest outstanding step. A ghost token, which is of a sequence that has ended, is
         dropped."""
-        step, rows, generations, prefill, expected_s, prompts = self.outstanding.popleft()
+        step, slots, generations, prefill, expected_s, prompts = self.outstanding.popleft()
         self.timing.begin(now)
         if step != message.step:
             raise RuntimeError(
                 f"the executor answered step {message.step}; step {step} is the oldest outstanding"
             )
         table = self.holdings.table
-        if table.generation[rows].tobytes() != generations:
+        if table.generation[slots].tobytes() != generations:
             raise RuntimeError(
                 f"a sequence slot has a new holder before step {step}, which runs the old, is over"
             )
@@ -263,41 +263,41 @@ class Scheduler(Actor):
             self.keep_prompt_logprobs(message, prompts)
         for end in message.ends:
             self.end_by_grammar(end)
-        alive = table.accepting[rows]
+        alive = table.accepting[slots]
         logprobs = None
         if message.logprobs:
-            logprobs = Logprobs.read(message.logprob_tokens, message.logprobs, len(rows)).take(alive)
+            logprobs = Logprobs.read(message.logprob_tokens, message.logprobs, len(slots)).take(alive)
         busy_ns, waited_s = self.metrics.on_step(message)
         self.planner.prefill_budget.learn(prefill, busy_ns)
         self.timing.learn(expected_s, busy_ns * 1e-9, waited_s)
-        scheduled = len(rows)
+        scheduled = len(slots)
         # np.count_nonzero takes a quarter of the time of a sum. Some versions of numpy return a numpy integer.
         if int(np.count_nonzero(alive)) != scheduled:
-            rows, tokens = rows[alive], tokens[alive]
+            slots, tokens = slots[alive], tokens[alive]
         if np.count_nonzero(tokens < 0):
             raise RuntimeError(f"step {step} has no token for a sequence that has not ended")
-        self.metrics.on_rows(scheduled, len(rows), prefill)
-        length = table.length[rows]
-        table.tokens[rows, length] = tokens
-        table.length[rows] = length + 1
+        self.metrics.on_rows(scheduled, len(slots), prefill)
+        length = table.length[slots]
+        table.tokens[slots, length] = tokens
+        table.length[slots] = length + 1
         if logprobs is not None:
-            logprobs = self.keep_logprobs(rows, logprobs)
-        requests = table.request[rows]
-        self.end_rows(rows, tokens, length + 1 >= table.target[rows])
+            logprobs = self.keep_logprobs(slots, logprobs)
+        requests = table.request[slots]
+        self.end_rows(slots, tokens, length + 1 >= table.max_length[slots])
         self.deaths.end_probation()
         self.holdings.complete(step)
         self.plan_ahead(now)
-        self.settle_adapters()
+        self.free_unused_adapters()
         self.metrics.free_since_ns = message.ended_ns if self.outstanding else None
         self.flush(step, requests, tokens, now, logprobs)
 
-    def end_rows(self, rows: np.ndarray, tokens: np.ndarray, over: np.ndarray) -> None:
+    def end_rows(self, slots: np.ndarray, tokens: np.ndarray, over: np.ndarray) -> None:
         """End the sequences whose new token is one of their stop tokens, or that ``over`` says are at their length."""
-        stops = self.holdings.table.stop.take(rows, axis=0) == tokens[:, None]
+        stops = self.holdings.table.stop.take(slots, axis=0) == tokens[:, None]
         if np.count_nonzero(stops):  # few steps have any, and testing row by row takes ten times as long
             over |= stops.any(axis=1)
         for row in over.nonzero()[0].tolist():
-            sequence = self.holdings.holder(int(rows[row]))
+            sequence = self.holdings.holder(int(slots[row]))
             if stops[row].any():
                 token = int(tokens[row])
                 self.finish(sequence, "stop", None if token in sequence.eos else token)
@@ -331,11 +331,11 @@ class Scheduler(Actor):
             first += rows
             self.outgoing.report_prompt_logprobs(sequence)
 
-    def keep_logprobs(self, rows: np.ndarray, logprobs: Logprobs) -> Logprobs | None:
+    def keep_logprobs(self, slots: np.ndarray, logprobs: Logprobs) -> Logprobs | None:
         """Keep the logprobs of the rows whose requests ask for them; returns None if none does."""
-        wanting = np.flatnonzero(self.holdings.table.logprobs[rows] >= 0).tolist()
+        wanting = np.flatnonzero(self.holdings.table.logprobs[slots] >= 0).tolist()
         for row in wanting:
-            kept = self.holdings.holder(int(rows[row])).logprobs
+            kept = self.holdings.holder(int(slots[row])).logprobs
             assert kept is not None
             kept.extend(logprobs, row, 1)
         return logprobs if wanting else None
@@ -393,7 +393,7 @@ class Scheduler(Actor):
         for sequence in self.deaths.resolve_crash(message.crashed):
             self.fail_quarantined(sequence)
         self.adapters.begin(message, self.holdings.step - 1)
-        self.settle_adapters()
+        self.free_unused_adapters()
         for sequence in list(self.sequences.values()):
             if refusal := self.refusal_of(sequence):
                 self.end(sequence)

@@ -23,7 +23,7 @@ class Sequence:
     """int32: the prompt, then the tokens generated so far. While the sequence has a slot, the row of `SlotTable` has
     newer ones."""
     prompt_len: int
-    target: int
+    max_length: int
     """Length at which the sequence ends by ``max_tokens`` or the model's limit."""
     params: SamplingParams
     stop_tokens: np.ndarray
@@ -104,7 +104,7 @@ class Sequence:
             min_p=params.min_p,
             seed=params.seed,
             min_tokens=params.min_tokens,
-            end=self.target,
+            max_length=self.max_length,
             stop_tokens=self.stop_tokens.tobytes(),
             repetition_penalty=params.repetition_penalty,
             presence_penalty=params.presence_penalty,

@@ -7,7 +7,7 @@ import numpy as np
 from ...protocol.limits import MAX_STOP_TOKEN_IDS
 from .sequence import Sequence
 
-NO_TOKEN = -2
+NO_STOP_TOKEN = -2
 """Fills the unused columns of ``stop``: equal to no token id and not to -1, which a masked row has for its token."""
 
 
@@ -25,7 +25,7 @@ class SlotTable:
         """Positions whose keys and values are in the cache once the outstanding steps are done."""
         self.planned = np.zeros(slots, np.int32)
         """The number of tokens that will be known once the outstanding steps are done."""
-        self.target = np.zeros(slots, np.int32)
+        self.max_length = np.zeros(slots, np.int32)
         self.room = np.zeros(slots, np.int32)
         """Positions for which the sequence has blocks."""
         self.charged = np.zeros(slots, np.int32)
@@ -33,7 +33,7 @@ class SlotTable:
         self.request = np.zeros(slots, np.int64)
         self.generation = np.zeros(slots, np.int64)
         """The generation of the slot, as handed to its holder."""
-        self.stop = np.full((slots, MAX_STOP_TOKEN_IDS), NO_TOKEN, np.int32)
+        self.stop = np.full((slots, MAX_STOP_TOKEN_IDS), NO_STOP_TOKEN, np.int32)
         self.logprobs = np.full(slots, -1, np.int32)
         """``Sequence.wanted_logprobs``."""
         self.decoding = np.zeros(slots, np.bool_)
@@ -47,10 +47,10 @@ class SlotTable:
         self.tokens[slot, : len(tokens)] = tokens
         self.length[slot] = self.planned[slot] = self.charged[slot] = len(tokens)
         self.computed[slot] = start
-        self.target[slot] = sequence.target
+        self.max_length[slot] = sequence.max_length
         self.room[slot] = room
         self.request[slot] = sequence.request
-        self.stop[slot] = NO_TOKEN
+        self.stop[slot] = NO_STOP_TOKEN
         self.stop[slot, : len(sequence.stop_tokens)] = sequence.stop_tokens
         self.logprobs[slot] = sequence.wanted_logprobs
         self.decoding[slot] = False

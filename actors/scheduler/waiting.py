@@ -68,8 +68,8 @@ class WaitingQueue:
         self.order: list[tuple[float, int, int, ClientShare]] = []
         """A heap of clients by score, and of equal scores the one with fewer running. An entry whose score is not its
         client's any more counts for nothing."""
-        self.clock = 0.0
-        """The balance of a new client: the tokens of each client if all shares had been equal."""
+        self.virtual_time = 0.0
+        """The tokens of each client if all shares had been equal, which is what a new client begins with."""
         self.waiting = 0
         self.entries = 0
 
@@ -82,7 +82,7 @@ class WaitingQueue:
     def push(self, sequence: Sequence) -> None:
         client = self.clients.get(sequence.connection)
         if client is None:
-            client = self.clients[sequence.connection] = ClientShare(self.clock)
+            client = self.clients[sequence.connection] = ClientShare(self.virtual_time)
         self.entries += 1
         heapq.heappush(client.heap, (*sequence.order(), self.entries, sequence))
         client.waiting += 1
@@ -130,9 +130,9 @@ class WaitingQueue:
         self.advance(client)
         return sequence
 
-    def enter(self, sequence: Sequence) -> None:
-        """A sequence that does not wait here, a suspect, gets a slot."""
-        client = self.clients.setdefault(sequence.connection, ClientShare(self.clock))
+    def start_running(self, sequence: Sequence) -> None:
+        """Count a sequence that gets a slot and has not waited here: a suspect."""
+        client = self.clients.setdefault(sequence.connection, ClientShare(self.virtual_time))
         client.running += 1
 
     def remove(self, sequence: Sequence) -> None:
@@ -149,10 +149,10 @@ class WaitingQueue:
     def charge(self, sequence: Sequence, tokens: int) -> None:
         """Charge ``tokens`` tokens that were computed for a sequence that runs."""
         self.client_of(sequence).served += tokens
-        self.clock += tokens / len(self.clients)
+        self.virtual_time += tokens / len(self.clients)
 
-    def left(self, sequence: Sequence) -> None:
-        """A sequence has given up its slot."""
+    def stop_running(self, sequence: Sequence) -> None:
+        """The slot of a sequence is free again."""
         self.client_of(sequence).running -= 1
         self.forget(sequence.connection)
 

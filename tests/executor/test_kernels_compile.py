@@ -311,7 +311,7 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
         dict(DK=128, DV=128, DK_PAD=128, DV_PAD=128, HEADS=8),
     ),
     (
-        "step:_decode_kernel",
+        "step:_gather_kernel",
         SLOTS
         | dict(block_table="*i32", block_tokens="*i32", kv_lens="*i32", table_stride="i32")
         | dict.fromkeys(("rows", "positions", "input_ids", "write_index"), "*i64"),
@@ -344,9 +344,18 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
         for rank, size in ((0, 2), (1, 2), (3, 8))
     ),
     (
-        "step:_settle_kernel",
+        "step:_scatter_kernel",
         SLOTS | dict(sampled="*i32", requests="*i32", out="*i32"),
-        dict(RECORD=79, END=3, STOP_TOKENS=15, MOST=64, MOST_PAD=64, NO_STOP_TOKEN=-2, NO_TOKEN=-1, ROWS=32),
+        dict(
+            RECORD=79,
+            MAX_LENGTH=3,
+            STOP_TOKENS=15,
+            MOST=64,
+            MOST_PAD=64,
+            NO_STOP_TOKEN=-2,
+            NO_TOKEN=-1,
+            ROWS=32,
+        ),
     ),
 ]
 

@@ -121,7 +121,12 @@ FAULTS: dict[str, tuple[str, Edits]] = {
     ),
     "a-length-end-too-late": (
         PLANNER,
-        (("table.planned[rows] >= table.target[rows]", "table.planned[rows] > table.target[rows]"),),
+        (
+            (
+                "table.planned[slots] >= table.max_length[slots]",
+                "table.planned[slots] > table.max_length[slots]",
+            ),
+        ),
     ),
 }
 

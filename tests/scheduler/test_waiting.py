@@ -20,7 +20,7 @@ def sequence(request: int, client: int = 0, priority: int = 0, arrived: float = 
         request=request,
         tokens=np.zeros(4, np.int32),
         prompt_len=4,
-        target=8,
+        max_length=8,
         params=SamplingParams(priority=priority, seed=0),
         stop_tokens=np.zeros(0, np.int32),
         eos=frozenset(),
@@ -123,7 +123,7 @@ def test_who_waits_is_not_overtaken_for_ever_by_clients_that_come_anew() -> None
         first = queue.first()
         assert first is not None
         taken += served(queue, 1)
-        queue.left(first)
+        queue.stop_running(first)
     assert 20 in taken[:3]
     assert 1 in taken[:50]
 
@@ -188,11 +188,11 @@ def test_the_queue_agrees_with_a_plain_one_whatever_comes_and_goes() -> None:
                 gone.finished = True
                 queue.remove(gone)
             elif kind < 0.75 and running:
-                queue.left(running.pop(rng.randrange(len(running))))
+                queue.stop_running(running.pop(rng.randrange(len(running))))
             elif kind < 0.8 and running:
                 back = running.pop(rng.randrange(len(running)))
                 queue.push(back)
-                queue.left(back)
+                queue.stop_running(back)
                 waiting.append(back)
             elif waiting:
                 first = queue.first()

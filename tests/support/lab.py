@@ -52,7 +52,7 @@ class Row:
     position: int
     seed: int
     stop: frozenset[int]
-    end: int
+    max_length: int
     salt: int
     prompt_len: int
     logprobs: int
@@ -277,7 +277,7 @@ class Lab:
                 join.start,
                 join.seed,
                 frozenset(array("i", join.stop_tokens)),
-                join.end,
+                join.max_length,
                 salt_number(sequence.params.cache_salt),
                 join.prompt_len,
                 join.logprobs,
@@ -395,7 +395,7 @@ class Lab:
             return -1
         last = row.position - 1
         token = next_token(self.cells[row.blocks[last // self.size]][last % self.size], row.seed)
-        assert len(row.tokens) < row.end, "a step is wasted on an end by length"
+        assert len(row.tokens) < row.max_length, "a step is wasted on an end by length"
         row.tokens.append(token)
         row.finished = token in row.stop
         return token

@@ -307,7 +307,7 @@ FAULTS = [
     Fault(
         "an-answer-that-was-complete-goes-on",
         f"{SCHEDULER}.is_over",
-        "stopped or len(sequence.tokens) >= sequence.target",
+        "stopped or len(sequence.tokens) >= sequence.max_length",
         "stopped",
         fails=gateway_fails,
     ),
@@ -354,8 +354,8 @@ FAULTS = [
     Fault(
         "ghost-tokens-go-on",
         f"{SCHEDULER}.on_sampled",
-        "alive = table.accepting[rows]",
-        "alive = table.accepting[rows] | True",
+        "alive = table.accepting[slots]",
+        "alive = table.accepting[slots] | True",
     ),
     Fault(
         "tokens-since-the-last-prefill-are-forgotten",

@@ -261,7 +261,7 @@ def test_a_vocabulary_may_be_padded_beyond_the_tokenizers(padding: int, ends: li
         seed=0,
         min_tokens=0,
         stop_tokens=np.array(ends, np.int32).tobytes(),
-        end=10,
+        max_length=10,
         grammar=Grammar("regex", "(?s:.+)"),
     )
     masks.begin((), [join], [(0, 0)])

@@ -130,7 +130,7 @@ def _draw_kernel(
     best, greedy = _best(values, places, row, parts, PARTS)
     temperature = tl.load(temperatures + request)
 
-    # SplitMix64 as a function of seed and index: `sampler.uniform`
+    # SplitMix64 as a function of seed and index: `random_numbers.uniform`
     high = tl.load(high_seeds + request).to(tl.uint32, bitcast=True).to(tl.uint64)
     low = tl.load(low_seeds + request).to(tl.uint32, bitcast=True).to(tl.uint64)
     index = (tl.load(positions + row) - tl.load(prompt_lens + request) + 1).to(tl.uint64)

@@ -23,7 +23,7 @@ class Buckets:
     seq_slots: int
 
     @property
-    def forwards(self) -> int:
+    def num_forward_graphs(self) -> int:
         """The number of graphs of the forward pass that cover all steps but those that report logprobs of prompts."""
         return len(self.decode) + len(self.mixed)
 

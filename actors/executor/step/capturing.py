@@ -57,7 +57,7 @@ class Capturing:
             logger.warning(
                 "no memory for more than %d CUDA graphs: steps without one run kernel by kernel;"
                 " lower --gpu-memory-utilization or --kv-cache-memory",
-                self.graphed.count,
+                self.graphed.num_graphs,
             )
         self.report()
         if self.announces and not self.graphed.queue.common:
@@ -71,4 +71,4 @@ class Capturing:
         if self.graphed.queue.closed:
             others = ", no memory for more"
         took = f"{self.graphs.seconds:.1f} s, {self.graphs.bytes >> 20} MiB ({self.reserved >> 20} were kept back)"
-        self.facts["graphs"] = f"{self.graphed.count} in {took}{others}"
+        self.facts["graphs"] = f"{self.graphed.num_graphs} in {took}{others}"

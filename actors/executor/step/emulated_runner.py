@@ -60,7 +60,7 @@ class EmulatedRunner:
         self.finished[-1] = True
         self.seed = np.zeros(slots, np.int64)
         self.stops_from = np.zeros(slots, np.int64)
-        self.end = np.zeros(slots, np.int64)
+        self.max_length = np.zeros(slots, np.int64)
         self.stop_tokens = np.zeros((slots, JOIN["stop_tokens"].shape[0]), np.int64)
 
     def run(self, inputs: np.ndarray, outputs: np.ndarray, step: Step) -> None:
@@ -106,7 +106,7 @@ class EmulatedRunner:
         seed = joins["seed_high"].astype(np.int64) << 32 | joins["seed_low"].astype(np.uint32)
         self.seed[slots] = seed ^ joins["adapter"]
         self.stops_from[slots] = joins["prompt_len"] + joins["min_tokens"]
-        self.end[slots] = joins["end"]
+        self.max_length[slots] = joins["max_length"]
         self.stop_tokens[slots] = joins["stop_tokens"]
         if self.check_carry_over:
             self.tokens[slots] = UNWRITTEN
@@ -141,7 +141,7 @@ class EmulatedRunner:
             ids, values = known_logprobs(token, kind.logprobs, self.vocab_size)
             results.view(outputs, "logprob_tokens")[:] = ids.ravel()
             results.view(outputs, "logprobs")[:] = values.view(np.int32).ravel()
-        self.finished[slots] = finished | stopping | (position + 1 >= self.end[slots])
+        self.finished[slots] = finished | stopping | (position + 1 >= self.max_length[slots])
 
     def report_prompts(self, inputs: np.ndarray, outputs: np.ndarray, step: Step) -> None:
         prompt = step.layout.view(inputs, "prompt_tokens").astype(np.int64)

@@ -1,8 +1,8 @@
 """The fields of a step: what the host packs for the device, and what the device returns.
 
 This table alone says where a number lies: the host writes and the device reads by these names. A new field is a line
-here, a line where it is packed (`batch`) and a line where it is used. Every element has four bytes, so that all fields
-travel in one array of int32, in one copy.
+here, a line where it is packed (`packing`) and a line where it is used. Every element has four bytes, so that all
+fields travel in one array of int32, in one copy.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ JOIN = np.dtype(
         ("slot", np.int32),
         ("start", np.int32),
         ("prompt_len", np.int32),
-        ("end", np.int32),
+        ("max_length", np.int32),
         ("seed_low", np.int32),
         ("seed_high", np.int32),
         ("temperature", np.float32),

@@ -75,10 +75,10 @@ class GraphRunner:
             slots * (1 + 2 * (1 + MAX_LOGPROBS)), dtype=torch.int32, device=model.device
         )
         """The outputs that a graph of the sampling writes, before they are copied to the pipeline's slot."""
-        self.forwards: dict[ForwardKey, Graph] = {}
-        self.samplings: dict[SamplingKey, Graph] = {}
+        self.forward_graphs: dict[ForwardKey, Graph] = {}
+        self.sampling_graphs: dict[SamplingKey, Graph] = {}
         """The graphs of common kinds of sampling."""
-        self.rare_samplings: OrderedDict[SamplingKey, Graph] = OrderedDict()
+        self.rare_sampling_graphs: OrderedDict[SamplingKey, Graph] = OrderedDict()
         """The graphs of rare kinds, the least recently used first."""
         self.queue = CaptureQueue(self.forward_keys(), buckets.decode, MOST_RARE_GRAPHS)
         """The graphs that are still to be captured."""
@@ -94,20 +94,20 @@ class GraphRunner:
         layouts += [decode_layout(self.buckets, rows) for rows in reversed(self.buckets.decode)]
         return [layout.forward_key for layout in layouts]
 
-    def sampling(self, key: SamplingKey) -> Graph | None:
+    def sampling_graph(self, key: SamplingKey) -> Graph | None:
         """The graph of ``key``, which becomes the most recently used one; None if there is none."""
-        graph = self.samplings.get(key)
+        graph = self.sampling_graphs.get(key)
         if graph is not None:
             return graph
-        graph = self.rare_samplings.get(key)
+        graph = self.rare_sampling_graphs.get(key)
         if graph is not None:
-            self.rare_samplings.move_to_end(key)
+            self.rare_sampling_graphs.move_to_end(key)
         return graph
 
     @property
-    def count(self) -> int:
+    def num_graphs(self) -> int:
         """The number of graphs that have been captured."""
-        return len(self.forwards) + len(self.samplings) + len(self.rare_samplings)
+        return len(self.forward_graphs) + len(self.sampling_graphs) + len(self.rare_sampling_graphs)
 
     # --- the step -----------------------------------------------------------------------------------
 
@@ -121,7 +121,7 @@ class GraphRunner:
         runner, layout = self.runner, step.layout
         runner.apply(inputs, step)
         self.inputs[: layout.graph_input_size].copy_(inputs[: layout.graph_input_size])
-        graph = self.forwards.get(layout.forward_key)
+        graph = self.forward_graphs.get(layout.forward_key)
         if graph is not None:
             graph.replay()
         else:
@@ -137,7 +137,7 @@ class GraphRunner:
         runner, layout, kind = self.runner, step.layout, step.kind
         if layout.samples:
             key = SamplingKey(layout.samples, kind)
-            graph = self.sampling(key) if masks is None else None
+            graph = self.sampling_graph(key) if masks is None else None
             if graph is not None:
                 graph.replay()
                 size = result_layout(layout.samples, kind.logprobs, 0, 0).size
@@ -175,17 +175,17 @@ class GraphRunner:
         """Capture the graph of ``key``, and keep it where steps look for it. ``has_run``: a step has run this work, so
         its kernels are compiled."""
         if isinstance(key, ForwardKey):
-            self.forwards[key] = self.capture_forward(key, has_run=has_run)
+            self.forward_graphs[key] = self.capture_forward(key, has_run=has_run)
             return
         graph = self.capture_sampling(key, has_run=has_run)
         if not key.rare:
-            self.samplings[key] = graph
+            self.sampling_graphs[key] = graph
             return
-        if len(self.rare_samplings) == MOST_RARE_GRAPHS:
-            self.rare_samplings.popitem(
+        if len(self.rare_sampling_graphs) == MOST_RARE_GRAPHS:
+            self.rare_sampling_graphs.popitem(
                 last=False
             )  # its replays are over, as the capture has waited for them
-        self.rare_samplings[key] = graph
+        self.rare_sampling_graphs[key] = graph
 
     def capture_forward(self, key: ForwardKey, *, has_run: bool) -> Graph:
         """Capture a forward pass from the static inputs to the static logits; ``has_run`` as in ``capture_one``."""

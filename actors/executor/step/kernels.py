@@ -25,13 +25,13 @@ SLICES = ["slots", "out"]
 which would be in the middle of serving."""
 
 RECORD = JOIN.itemsize // INT.itemsize
-END = JOIN.fields["end"][1] // INT.itemsize  # type: ignore[index]
+MAX_LENGTH = JOIN.fields["max_length"][1] // INT.itemsize  # type: ignore[index]
 STOP_TOKENS = JOIN.fields["stop_tokens"][1] // INT.itemsize  # type: ignore[index]
 MOST_STOP_TOKENS = JOIN["stop_tokens"].shape[0]
 
 
 @jit(do_not_specialize=["count"], do_not_specialize_on_alignment=SLICES)
-def _decode_kernel(
+def _gather_kernel(
     slots,  # int32 [R]
     position,  # int64 [seq_slots + 1]
     finished,  # bool [seq_slots + 1]
@@ -68,7 +68,7 @@ def _decode_kernel(
 
 
 @jit(do_not_specialize=["count"], do_not_specialize_on_alignment=SLICES)
-def _settle_kernel(
+def _scatter_kernel(
     slots,  # int32 [S]
     sampled,  # int32 [S]
     position,  # int64 [seq_slots + 1]
@@ -79,7 +79,7 @@ def _settle_kernel(
     count,
     tokens_stride,
     RECORD: tl.constexpr,
-    END: tl.constexpr,
+    MAX_LENGTH: tl.constexpr,
     STOP_TOKENS: tl.constexpr,
     MOST: tl.constexpr,
     MOST_PAD: tl.constexpr,
@@ -100,13 +100,13 @@ def _settle_kernel(
         record[:, None] + STOP_TOKENS + stop, mask=valid[:, None] & (stop < MOST), other=NO_STOP_TOKEN
     )
     stopping = tl.max((stops == token[:, None]).to(tl.int32), 1) != 0
-    stopping = stopping | (at + 1 >= tl.load(record + END, mask=valid, other=0))
+    stopping = stopping | (at + 1 >= tl.load(record + MAX_LENGTH, mask=valid, other=0))
     tl.store(tokens + slot * tokens_stride + at, token, mask=valid & (ended == 0))
     tl.store(finished + slot, (ended != 0) | stopping, mask=valid)
     tl.store(out + row, tl.where(ended != 0, NO_TOKEN, token), mask=valid)
 
 
-def decode(
+def gather(
     slots: Tensor,
     position: Tensor,
     finished: Tensor,
@@ -116,9 +116,9 @@ def decode(
     block_size: int,
     out: Sequence[Tensor],
 ) -> None:
-    """``DeviceSlotTable.decode``; ``out`` are the fields of ``Decoding``, which it writes."""
+    """``DeviceSlotTable.gather``; ``out`` are the fields of ``DecodeInputs``, which it writes."""
     count = len(slots)
-    _decode_kernel[(triton.cdiv(count, ROWS),)](
+    _gather_kernel[(triton.cdiv(count, ROWS),)](
         slots,
         position,
         finished,
@@ -135,7 +135,7 @@ def decode(
     )
 
 
-def settle(
+def scatter(
     slots: Tensor,
     sampled: Tensor,
     position: Tensor,
@@ -144,9 +144,9 @@ def settle(
     requests: Tensor,
     out: Tensor,
 ) -> None:
-    """``DeviceSlotTable.settle``."""
+    """``DeviceSlotTable.scatter``."""
     count = len(slots)
-    _settle_kernel[(triton.cdiv(count, ROWS),)](
+    _scatter_kernel[(triton.cdiv(count, ROWS),)](
         slots,
         sampled,
         position,
@@ -157,7 +157,7 @@ def settle(
         count,
         tokens.stride(0),
         RECORD=RECORD,
-        END=END,
+        MAX_LENGTH=MAX_LENGTH,
         STOP_TOKENS=STOP_TOKENS,
         MOST=MOST_STOP_TOKENS,
         MOST_PAD=triton.next_power_of_2(MOST_STOP_TOKENS),

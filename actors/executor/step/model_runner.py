@@ -162,7 +162,7 @@ class ModelRunner:
         """
         if layout.decode_only:
             slots = layout.view(inputs, "sample_slots")[: layout.rows]
-            rows, positions, input_ids, write_index, kv_lens = self.table.decode(
+            rows, positions, input_ids, write_index, kv_lens = self.table.gather(
                 slots, self.block_tokens, self.block_size
             )
             self.check_written(input_ids)
@@ -254,7 +254,7 @@ class ModelRunner:
         requests = table.requests[slots]
         tokens = sampler.sample(logits, slots, requests, position, kind, allowed)
 
-        table.settle(sample_slots, tokens, results.view(outputs, "tokens"))
+        table.scatter(sample_slots, tokens, results.view(outputs, "tokens"))
         if kind.penalties:
             sampler.count_sampled(slots, tokens)
         if kind.logprobs:

@@ -15,7 +15,7 @@ from torch import Tensor
 from .fields import INT, JOIN, NO_TOKEN, column
 
 
-class Decoding(NamedTuple):
+class DecodeInputs(NamedTuple):
     """The rows of a step that only decodes, one token each."""
 
     rows: Tensor
@@ -51,21 +51,21 @@ class DeviceSlotTable:
         """The record of ``fields.JOIN`` with which the holder joined."""
         column(self.requests, JOIN, "repetition_penalty").fill_(1.0)  # the null slot divides by it too
         rows, positions, input_ids, write_index = (zeros(dtype=torch.int64) for _ in range(4))
-        self.decoding = Decoding(rows, positions, input_ids, write_index, zeros(dtype=torch.int32))
-        """What the kernel of ``decode`` writes. It holds indices from the start: kernels are also compiled in passes
+        self.decode_inputs = DecodeInputs(rows, positions, input_ids, write_index, zeros(dtype=torch.int32))
+        """What the kernel of ``gather`` writes. It holds indices from the start: kernels are also compiled in passes
         that run none of them."""
 
-    def decode(self, slots: Tensor, block_tokens: Tensor, block_size: int) -> Decoding:
+    def gather(self, slots: Tensor, block_tokens: Tensor, block_size: int) -> DecodeInputs:
         """The next token of each of ``slots`` int32 [R], which moves on unless it has finished.
 
         ``block_tokens`` int32 gets the token at each place of the cache that the step writes.
         """
         if slots.is_cuda:
-            from .kernels import decode  # triton comes with torch where there is a GPU
+            from .kernels import gather  # triton comes with torch where there is a GPU
 
-            out = Decoding(*(tensor[: len(slots)] for tensor in self.decoding))
+            out = DecodeInputs(*(tensor[: len(slots)] for tensor in self.decode_inputs))
             fields = (self.position, self.finished, self.tokens, self.block_table)
-            decode(slots, *fields, block_tokens, block_size, out)
+            gather(slots, *fields, block_tokens, block_size, out)
             return out
         rows = slots.long()
         positions = self.position[rows]
@@ -75,23 +75,23 @@ class DeviceSlotTable:
         write_index = torch.add(positions % block_size, block, alpha=block_size)
         block_tokens[write_index] = input_ids
         self.position[rows] = torch.where(self.finished[rows], positions, after)
-        return Decoding(rows, positions, input_ids.long(), write_index, after.int())
+        return DecodeInputs(rows, positions, input_ids.long(), write_index, after.int())
 
-    def settle(self, slots: Tensor, sampled: Tensor, out: Tensor) -> None:
+    def scatter(self, slots: Tensor, sampled: Tensor, out: Tensor) -> None:
         """Write ``sampled`` int32 [S] as the next tokens of ``slots`` int32 [S], and find out who has finished.
 
         ``out`` int32 [S] gets them too. A row that was finished brings none, and goes on writing the cache at the place
         of its last token: that has to stay what it is.
         """
         if slots.is_cuda:
-            from .kernels import settle
+            from .kernels import scatter
 
-            settle(slots, sampled, self.position, self.finished, self.tokens, self.requests, out)
+            scatter(slots, sampled, self.position, self.finished, self.tokens, self.requests, out)
             return
         rows = slots.long()
         position, requests, finished = self.position[rows], self.requests[rows], self.finished[rows]
         stopping = (column(requests, JOIN, "stop_tokens") == sampled[:, None]).any(dim=1)
-        stopping |= position + 1 >= column(requests, JOIN, "end")
+        stopping |= position + 1 >= column(requests, JOIN, "max_length")
         self.tokens[rows, position] = torch.where(finished, self.tokens[rows, position], sampled)
         self.finished[rows] = finished | stopping
         out.copy_(torch.where(finished, NO_TOKEN, sampled))

@@ -155,8 +155,8 @@ def test_at_any_depth_with_graphs_and_without(depth: int, graphs: str) -> None:
     assert second.replays.replays == first.replays.replays
     assert first.graphed is not None
     assert second.graphed is not None
-    assert list(first.graphed.forwards) == list(second.graphed.forwards), "captured in one order"
-    assert list(first.graphed.samplings) == list(second.graphed.samplings)
+    assert list(first.graphed.forward_graphs) == list(second.graphed.forward_graphs), "captured in one order"
+    assert list(first.graphed.sampling_graphs) == list(second.graphed.sampling_graphs)
 
 
 def test_all_ranks_do_the_same_together_in_one_order_on_their_compute_streams(

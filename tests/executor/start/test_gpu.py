@@ -154,7 +154,7 @@ def engine_of(
 def test_all_graphs_are_captured_before_it_is_ready_where_that_is_asked() -> None:
     engine = engine_of(cuda_graphs="start")
     buckets = buckets_of(SLOTS, BUDGET, LENGTH)
-    count = buckets.forwards + 2 * len(buckets.decode)
+    count = buckets.num_forward_graphs + 2 * len(buckets.decode)
     assert engine.facts["graphs"].startswith(f"{count} in {count * 0.25:.1f} s, 3 MiB (")
     assert engine.buckets == buckets
 
@@ -310,7 +310,9 @@ def test_the_cache_gets_what_steps_and_graphs_leave() -> None:
     model = model_of()
     per_block = model.layout.bytes_per_block(BLOCK, model.dtype)
     layers = len(model.layout.layers)
-    graphs = STEP_BYTES + buckets_of(SLOTS, BUDGET, LENGTH).forwards * layers * GRAPH_BYTES_PER_LAYER
+    graphs = (
+        STEP_BYTES + buckets_of(SLOTS, BUDGET, LENGTH).num_forward_graphs * layers * GRAPH_BYTES_PER_LAYER
+    )
     total = 1 << 30
     free = total // 10 + graphs + 7 * per_block + 1
     gpu = Gpu(free=free, total=total)

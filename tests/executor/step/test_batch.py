@@ -32,7 +32,7 @@ def join(slot: int, tokens: list[int], **wanted: object) -> Join:
         "seed": 1,
         "min_tokens": 0,
         "stop_tokens": b"",
-        "end": LENGTH,
+        "max_length": LENGTH,
     }
     return Join(slot=slot, tokens=np.array(tokens, np.int32).tobytes(), **settings | wanted)  # type: ignore[arg-type]
 
@@ -134,7 +134,7 @@ def test_joins_say_what_the_request_asked_for() -> None:
         repetition_penalty=1.5,
         presence_penalty=-0.5,
         frequency_penalty=2.0,
-        end=9,
+        max_length=9,
         stop_tokens=np.array([8, 9], np.int32).tobytes(),
     )
     step = batch.stage(Plan(0, joins=[asked], chunks=pairs((2, 3))), staging)
@@ -146,7 +146,7 @@ def test_joins_say_what_the_request_asked_for() -> None:
         "adapter": 0,
         "start": 0,
         "prompt_len": 3,
-        "end": 9,
+        "max_length": 9,
         "seed_low": 5,
         "seed_high": 3,
         "temperature": 0.5,

@@ -61,7 +61,7 @@ def start(request: pytest.FixtureRequest) -> Callable[..., tuple[Run, ModelRunne
     return make
 
 
-def first_plan(end: int = LENGTH) -> Plan:
+def first_plan(max_length: int = LENGTH) -> Plan:
     join = Join(
         slot=1,
         tokens=PROMPT.tobytes(),
@@ -74,7 +74,7 @@ def first_plan(end: int = LENGTH) -> Plan:
         seed=1,
         min_tokens=0,
         stop_tokens=b"",
-        end=end,
+        max_length=max_length,
     )
     blocks = np.array([(1, block) for block in range(1, 8)], np.int32)
     chunks = np.array([(1, len(PROMPT))], np.int32)
@@ -92,7 +92,7 @@ def test_the_device_ends_a_sequence_by_its_length(
     start: Callable[..., tuple[Run, ModelRunner | EmulatedRunner]],
 ) -> None:
     run, _ = start()
-    tokens = [run(first_plan(end=len(PROMPT) + 3)), *(run(Plan(step)) for step in range(1, 6))]
+    tokens = [run(first_plan(max_length=len(PROMPT) + 3)), *(run(Plan(step)) for step in range(1, 6))]
     assert all(token >= 0 for (token,) in tokens[:3])
     assert tokens[3:] == [[-1]] * 3, "rows already launched for a finished sequence are masked"
 

@@ -196,8 +196,8 @@ def test_the_first_graph_with_prompts_is_the_largest_unless_a_smaller_one_was_mi
     assert made.queue.repeats
     for _ in range(2):
         made.capture_next()
-    assert small.layout.forward_key in made.forwards, "before what was met last"
-    assert other.layout.forward_key not in made.forwards
+    assert small.layout.forward_key in made.forward_graphs, "before what was met last"
+    assert other.layout.forward_key not in made.forward_graphs
     assert not made.queue.repeats
     made.capture_next()
     assert made.order[-1] == mixed_layout(BUCKETS, BUCKETS.mixed[-1]).forward_key
@@ -224,7 +224,7 @@ def test_what_has_run_in_a_step_does_not_run_once_more_to_be_captured(runner: Mo
         assert ran.count(met.layout.forward_key) == 2, "and as a replay"
     finally:
         runner.forward = forward  # type: ignore[method-assign]
-    assert set(ran) == set(made.forwards)
+    assert set(ran) == set(made.forward_graphs)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_whatever_is_asked_of_its_sampling_a_step_replays_its_forward_pass(
     assert made.step(met) == 1
     assert made.capture_next()
     assert made.step(met) == 2
-    forwards = len(made.forwards)
+    forwards = len(made.forward_graphs)
     assert forwards == len(BUCKETS.decode) + len(BUCKETS.mixed), "kinds do not multiply sizes"
 
 
@@ -261,9 +261,9 @@ def test_rare_kinds_of_sampling_never_take_the_place_of_what_is_common(
     for columns in range(1, 9):
         made.step(step_of(2, logprobs=columns))
     made.capture_all()
-    common = BUCKETS.forwards + 2 * len(BUCKETS.decode)
+    common = BUCKETS.num_forward_graphs + 2 * len(BUCKETS.decode)
     assert not any(isinstance(key, SamplingKey) and key.rare for key in made.order[:common])
-    assert made.count == common + 3
+    assert made.num_graphs == common + 3
     assert [made.step(step_of(rows)) for rows in BUCKETS.decode] == [2] * len(BUCKETS.decode)
     assert [made.step(step_of(2, logprobs=columns)) for columns in (6, 7, 8)] == [2, 2, 2], "those met last"
 
@@ -286,7 +286,7 @@ def test_the_rare_kind_that_was_used_longest_ago_makes_room(
 @pytest.mark.parametrize("slots", [1, 256, 5000, 65_536])
 def test_graphs_of_every_size_are_few_enough_to_be_captured(slots: int) -> None:
     buckets = buckets_of(slots, max(slots, 2048), 8192)
-    assert buckets.forwards + 2 * len(buckets.decode) < 1200
+    assert buckets.num_forward_graphs + 2 * len(buckets.decode) < 1200
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from interpreter import DEVICE, needs_interpreter, needs_kernels, run_interpreted
 from slipstream.actors.executor.step.fields import JOIN, NO_STOP_TOKEN, column
-from slipstream.actors.executor.step.slot_table import Decoding, DeviceSlotTable
+from slipstream.actors.executor.step.slot_table import DecodeInputs, DeviceSlotTable
 from torch import Tensor
 
 SLOTS, LENGTH, BLOCK, VOCAB = 70, 64, 8, 50
@@ -38,7 +38,7 @@ def make_table(seed: int) -> tuple[DeviceSlotTable, Tensor]:
     )
     table.position[:SLOTS] = numbers(0, LENGTH - 1, SLOTS)
     table.finished[:SLOTS] = numbers(0, 3, SLOTS) == 0
-    column(table.requests, JOIN, "end").copy_(numbers(1, LENGTH, SLOTS + 1))
+    column(table.requests, JOIN, "max_length").copy_(numbers(1, LENGTH, SLOTS + 1))
     stops = column(table.requests, JOIN, "stop_tokens")
     stops.fill_(NO_STOP_TOKEN)
     stops[::2, :2] = numbers(0, VOCAB, len(stops[::2]), 2).int()
@@ -67,15 +67,15 @@ def assert_same(found: DeviceSlotTable, expected: DeviceSlotTable) -> None:
 @needs_kernels
 @pytest.mark.parametrize("padding", [0, 1, 40])
 def test_each_row_takes_its_next_token_and_moves_on(padding: int) -> None:
-    from slipstream.actors.executor.step.kernels import decode
+    from slipstream.actors.executor.step.kernels import gather
 
     table, block_tokens = make_table(padding)
     slots = rows_of(padding, padding)
     copy, copied = on_device(table), block_tokens.to(DEVICE)
-    expected = table.decode(slots, block_tokens, BLOCK)
+    expected = table.gather(slots, block_tokens, BLOCK)
     own = (copy.position, copy.finished, copy.tokens, copy.block_table)
-    found = Decoding(*(torch.zeros_like(tensor).to(DEVICE) for tensor in expected))
-    decode(slots.to(DEVICE), *own, copied, BLOCK, found)
+    found = DecodeInputs(*(torch.zeros_like(tensor).to(DEVICE) for tensor in expected))
+    gather(slots.to(DEVICE), *own, copied, BLOCK, found)
     for name, tensor, wanted in zip(expected._fields, found, expected, strict=True):
         assert tensor.dtype == wanted.dtype
         assert torch.equal(tensor.cpu(), wanted), name
@@ -87,7 +87,7 @@ def test_each_row_takes_its_next_token_and_moves_on(padding: int) -> None:
 @needs_kernels
 @pytest.mark.parametrize("padding", [0, 1, 40])
 def test_new_tokens_go_to_the_table_and_end_who_has_what_ends_it(padding: int) -> None:
-    from slipstream.actors.executor.step.kernels import settle
+    from slipstream.actors.executor.step.kernels import scatter
 
     table, _ = make_table(padding)
     slots = rows_of(padding, padding)
@@ -95,9 +95,9 @@ def test_new_tokens_go_to_the_table_and_end_who_has_what_ends_it(padding: int) -
     copy = on_device(table)
     expected, found = torch.zeros_like(slots), torch.zeros_like(slots).to(DEVICE)
     before = table.finished.clone()
-    table.settle(slots, sampled, expected)
+    table.scatter(slots, sampled, expected)
     own = (copy.position, copy.finished, copy.tokens, copy.requests)
-    settle(slots.to(DEVICE), sampled.to(DEVICE), *own, found)
+    scatter(slots.to(DEVICE), sampled.to(DEVICE), *own, found)
     assert torch.equal(found.cpu(), expected)
     assert_same(copy, table)
     assert int((table.finished & ~before).sum()) > 10, "some end in this step"

@@ -181,7 +181,7 @@ def test_an_executor_starts_with_the_kernels_that_are_installed(family: str, tmp
     made: Any = (context, executor_options(asked, about), model, device, CudaGraphs(device))
     engine = start_on_gpu(*made)
     assert isinstance(engine.runner, GraphRunner)
-    assert len(engine.runner.forwards) == len(buckets_of(4, 256, 256).decode)
+    assert len(engine.runner.forward_graphs) == len(buckets_of(4, 256, 256).decode)
     assert not engine.runner.queue.common
     device.close()
 
