@@ -35,7 +35,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from slipstream.actors.executor.attention import backend as attention
-from slipstream.actors.executor.cache.paged import KVCache, LayerScales, PagedBatch
+from slipstream.actors.executor.cache.kv_cache import KVCache, LayerScales
+from slipstream.actors.executor.cache.paged_batch import PagedBatch
 from slipstream.actors.executor.devices.float8 import FP8
 from slipstream.protocol.errors import SlipstreamError
 from torch import Tensor

@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from model_shapes import MODELS
 from replays import captured, replay_ms
-from slipstream.actors.executor.cache.layout import allocate
-from slipstream.actors.executor.cache.paged import PagedBatch
+from slipstream.actors.executor.cache.kv_cache import allocate
+from slipstream.actors.executor.cache.paged_batch import PagedBatch
 from slipstream.actors.executor.model.fused.fuse import fuse
 from slipstream.actors.executor.model.invariant.apply import prove_invariant
 from slipstream.actors.executor.model.loading.load import from_config, replace
@@ -105,7 +105,7 @@ def kind_of(name: str) -> str:
 def forward_of(model: PagedModel, rows: int, context: int) -> Callable[[], Tensor]:
     """The forward pass of a step in which ``rows`` rows decode, each after ``context`` tokens."""
     blocks = -(-(context + 1) // BLOCK_SIZE)
-    cache = allocate(model.layout, 1 + rows * blocks, BLOCK_SIZE, DEVICE, model.dtype)
+    cache = allocate(model.kv_layout, 1 + rows * blocks, BLOCK_SIZE, DEVICE, model.dtype)
     for pool in (*cache.keys, *cache.values):  # in float32 first: the same numbers in every dtype
         pool.copy_(torch.randn(pool.shape, device=DEVICE))
     table = 1 + torch.randperm(rows * blocks, device=DEVICE).int().view(rows, blocks)

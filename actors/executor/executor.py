@@ -73,9 +73,9 @@ class Executor(StepActor):
         self.capacity = capacity
         self.scheduler_is_new = False
         """Whether there is a new scheduler while steps of the old one are still under way."""
-        self.adapters = None if adapters is None else AdapterLoader(adapters)
-        if self.adapters is not None:
-            self.adapters.describe(capacity)
+        self.adapter_loader = None if adapters is None else AdapterLoader(adapters)
+        if self.adapter_loader is not None:
+            self.adapter_loader.describe(capacity)
         self.handlers |= {
             Plan: self.on_plan,
             Completed: self.on_completed,
@@ -113,15 +113,15 @@ class Executor(StepActor):
                 self.wake_at = now
             else:
                 self.look_again()
-        if self.adapters is not None and self.adapters.waiting:
+        if self.adapter_loader is not None and self.adapter_loader.waiting:
             self.wake_at = now
 
     def on_wake(self, now: float) -> None:
         """Compute masks; read a piece of an adapter; or do a piece of background work, when nothing has come for a
         while or steps are not yet at full speed."""
         self.fill_masks()
-        if self.adapters is not None and self.adapters.waiting:
-            self.read_adapter(self.adapters, now)
+        if self.adapter_loader is not None and self.adapter_loader.waiting:
+            self.read_adapter(self.adapter_loader, now)
         elif self.has_time(now):
             self.do_background_work(now)
         else:
@@ -151,13 +151,13 @@ class Executor(StepActor):
     # --- adapters ---------------------------------------------------------------------------------
 
     def on_fill_adapter_slot(self, message: FillAdapterSlot, now: float) -> None:
-        assert self.adapters is not None
-        self.adapters.load(message.adapter)
+        assert self.adapter_loader is not None
+        self.adapter_loader.load(message.adapter)
         self.wake_at = now
 
     def on_free_adapter_slot(self, message: FreeAdapterSlot, now: float) -> None:
-        assert self.adapters is not None
-        self.report_slot(self.adapters, self.adapters.unload(message.id))
+        assert self.adapter_loader is not None
+        self.report_slot(self.adapter_loader, self.adapter_loader.unload(message.id))
 
     def read_adapter(self, adapters: AdapterLoader, now: float) -> None:
         """Read a piece of an adapter; at its end the scheduler hears of it."""
@@ -183,8 +183,8 @@ class Executor(StepActor):
             self.scheduler_is_new = False
             self.batch.clear()
             self.masks.clear()
-            if self.adapters is not None:
-                self.adapters.forget_waiting()
+            if self.adapter_loader is not None:
+                self.adapter_loader.forget_waiting()
             self.send("scheduler", self.capacity)
             if self.background_work is not None:
                 self.background_work.expect_first_tokens(self.now)  # the scheduler will send plans at once

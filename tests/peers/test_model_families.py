@@ -11,8 +11,8 @@ import torch
 from covering import few_of
 from safetensors.torch import load_file, save_file
 from slipstream.actors.checkpoint import open_checkpoint
-from slipstream.actors.executor.cache.layout import allocate
-from slipstream.actors.executor.cache.paged import PagedBatch
+from slipstream.actors.executor.cache.kv_cache import allocate
+from slipstream.actors.executor.cache.paged_batch import PagedBatch
 from slipstream.actors.executor.cache.state import StateCache
 from slipstream.actors.executor.model.loading.language_model import SERVED_AS_TEXT
 from slipstream.actors.executor.model.loading.load import load_model
@@ -56,7 +56,7 @@ class Driver:
         random.Random(3).shuffle(blocks)
         where = model.device
         self.table = torch.tensor(blocks, dtype=torch.int32, device=where).view(len(prompts), width)
-        self.cache = allocate(model.layout, len(blocks) + 1, BLOCK_SIZE, where, model.dtype)
+        self.cache = allocate(model.kv_layout, len(blocks) + 1, BLOCK_SIZE, where, model.dtype)
         self.states = StateCache(model.state_layout, len(prompts), where) if model.state_layout else None
 
     def finished(self, row: int) -> bool:
@@ -191,7 +191,7 @@ def test_properties_of_a_loaded_model(tmp_path: Path) -> None:
     assert open_checkpoint(str(tmp_path)).eos_token_ids() == [EOS_TOKEN_ID]
     assert model.dtype == torch.float32
     assert model.weight_bytes == pytest.approx((tmp_path / "model.safetensors").stat().st_size, rel=0.1)
-    assert model.layout.bytes_per_block(BLOCK_SIZE, model.dtype) == 2 * 2 * 2 * 8 * BLOCK_SIZE * 4
+    assert model.kv_layout.bytes_per_block(BLOCK_SIZE, model.dtype) == 2 * 2 * 2 * 8 * BLOCK_SIZE * 4
 
 
 def test_every_multimodal_type_that_is_served_is_compared() -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from ....protocol.errors import InvalidRequest
-from ..cache.paged import PagedBatch
+from ..cache.paged_batch import PagedBatch
 
 
 class AttentionBackend(Protocol):

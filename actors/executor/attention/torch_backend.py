@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cache.paged import PagedBatch
+from ..cache.paged_batch import PagedBatch
 from ..devices.float8 import FP8, FP8_MAX
 
 GATHER_BYTES = 256 << 20

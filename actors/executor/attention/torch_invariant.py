@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..cache.paged import PagedBatch
+from ..cache.paged_batch import PagedBatch
 from .torch_backend import CPU_GATHER_BYTES, Attend, CachePool, Window, bias_of, window_of, written
 
 LEAST_KEYS = 128

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from ....protocol.errors import ModelNotSupported
-from ..cache.paged import PagedBatch
+from ..cache.paged_batch import PagedBatch
 from .backend import AttentionBackend
 
 IMPLEMENTATION = "slipstream_paged"

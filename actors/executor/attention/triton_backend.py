@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 
 from ....protocol.errors import InvalidRequest, ModelNotSupported
-from ..cache.paged import PagedBatch
+from ..cache.paged_batch import PagedBatch
 from ..triton_tools.kernel import FOLLOWING
 from .triton_attend import attend_kernel
 from .triton_common import pad, pad_value

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..cache.paged import PagedBatch
+from ..cache.paged_batch import PagedBatch
 from ..triton_tools.kernel import FOLLOWING, follow, jit
 from .triton_attend import keys_of, load_queries, places_of
 from .triton_backend import TritonAttention, device_limits

@@ -19,7 +19,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..cache.paged import PagedBatch
+from ..cache.paged_batch import PagedBatch
 from ..triton_tools.kernel import FOLLOWING
 from .triton_partition_kernel import ITEM_FIELDS, ITEMS_AT_ONCE, partition_kernel
 

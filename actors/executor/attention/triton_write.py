@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..cache.paged import LayerScales
+from ..cache.kv_cache import LayerScales
 from ..devices.float8 import FP8_MAX
 from ..triton_tools.kernel import FOLLOWING, follow, jit
 from .triton_common import STEP_INPUTS, pad

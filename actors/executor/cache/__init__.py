@@ -1,1 +1,1 @@
-"""The paged key-value cache: the shape of what a model keeps, its memory, and the view that attention has of it."""
+"""What a model keeps between steps: keys and values in blocks, which a step's batch points into, and states."""

@@ -141,7 +141,7 @@ class CudaDevice:
         """Bytes that torch has taken for this process, used or not."""
         return torch.cuda.memory_reserved(self.device)
 
-    def most_memory(self, work: Callable[[], None]) -> int:
+    def peak_memory(self, work: Callable[[], None]) -> int:
         """Run ``work`` on the compute stream; the bytes that it took at once. They stay with this process.
 
         What ``work`` reads was written on that stream, or on another that was waited for.

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..cache.layout import LayerLayout
-from ..cache.paged import PagedBatch
+from ..cache.kv_layout import LayerLayout
+from ..cache.paged_batch import PagedBatch
 
 
 class CallRecorder:

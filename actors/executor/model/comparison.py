@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from ..attention.transformers_hook import IMPLEMENTATION, scale_by_position
-from ..cache.layout import allocate
-from ..cache.paged import PagedBatch
+from ..cache.kv_cache import allocate
+from ..cache.paged_batch import PagedBatch
 from ..cache.state import StateCache
 from ..triton_tools.compilation import compile_ahead
 from .paged_model import PagedModel
@@ -128,7 +128,7 @@ def paged_logits(model: PagedModel, tokens: Tensor, steps: Sequence[tuple[int, i
     count = tokens.shape[1]
     blocks = -(-count // COMPARED_BLOCK_SIZE)
     device = tokens.device
-    cache = allocate(model.layout, 2 * blocks + 1, COMPARED_BLOCK_SIZE, device, model.dtype)
+    cache = allocate(model.kv_layout, 2 * blocks + 1, COMPARED_BLOCK_SIZE, device, model.dtype)
     states = StateCache(model.state_layout, 2, device) if model.state_layout else None
     # Blocks from block 1 on, interleaved and backwards: none lies beside the one before it.
     table = torch.arange(2 * blocks, 0, -1, dtype=torch.int32, device=device).view(blocks, 2).T.contiguous()

@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 from torch import Tensor, nn
 
-from ..cache.layout import KVLayout
+from ..cache.kv_layout import KVLayout
 
 T = TypeVar("T", float, int, str)
 
@@ -65,7 +65,7 @@ class DecoderFindings(msgspec.Struct, frozen=True):
 class ModelFindings(msgspec.Struct, frozen=True):
     """Everything that was found out about a model by running it."""
 
-    layout: KVLayout | None
+    kv_layout: KVLayout | None
     """What its layers keep; None: more than keys and values."""
     decoder: DecoderFindings | None
     """Of the decoder, if it was replaced and its findings can be written down."""

@@ -12,8 +12,8 @@ from ....protocol.errors import InvalidRequest
 from ...checkpoint import max_model_len
 from ..attention.backend import AttentionBackend
 from ..attention.transformers_hook import scale_by_position, set_layer_indices
-from ..cache.layout import KVLayout
-from ..cache.paged import PagedBatch
+from ..cache.kv_layout import KVLayout
+from ..cache.paged_batch import PagedBatch
 from ..cache.state import StateLayout
 from ..ranks.group import RankGroup
 from ..ranks.layers import Division
@@ -55,7 +55,7 @@ class PagedModel:
         transformer.config.pad_token_id = None
         self.stateful: StatefulModules | None = None
         """Those of its modules that keep a state; None if it has none."""
-        self.measure(None if known is None else known.layout)
+        self.measure(None if known is None else known.kv_layout)
         self.group: RankGroup | None = None
         """The ranks of which each has a part of the model; None: it is whole."""
         self.divided: dict[str, Division] = {}
@@ -64,7 +64,7 @@ class PagedModel:
         """Why the decoder is transformers' own; empty: ``fuse`` has replaced it."""
         self.decoder_findings: DecoderFindings | None = None
         """What it took to replace it; None if it was not, or that cannot be written down."""
-        self.joined: dict[str, Sublayers] = {}
+        self.fused_projections: dict[str, Sublayers] = {}
         """The projections of a decoder that ``fuse`` has made, by name."""
         self.adapter_limits: AdapterLimits | None = None
         """For adapters in the weights of the decoder that ``fuse`` makes; None: they get no tails."""
@@ -75,21 +75,23 @@ class PagedModel:
         self.weights_format = ""
         """What one should know of its weights, where they were quantized."""
 
-    def measure(self, layout: KVLayout | None = None) -> None:
+    def measure(self, kv_layout: KVLayout | None = None) -> None:
         """Find out what its weights take and its layers keep: once it is there, and when a part of it is left.
 
-        ``layout``: what they keep, if that is known."""
+        ``kv_layout``: what they keep, if that is known."""
         tensors = (*self.transformer.parameters(), *self.transformer.buffers())
         self.weight_bytes = sum(tensor.nbytes for tensor in tensors)
         if self.stateful is not None:
             self.stateful.undo()
-        if layout is not None:
-            self.layout, self.state_layout, self.stateful = layout, StateLayout(), None
+        if kv_layout is not None:
+            self.kv_layout, self.state_layout, self.stateful = kv_layout, StateLayout(), None
             return
         layers = support.check_layers(self.transformer)
-        self.layout, self.state_layout = layers.blocks, layers.states
+        self.kv_layout, self.state_layout = layers.kv_layout, layers.state_layout
         try:
-            self.stateful = StatefulModules(layers.stateful, layers.states) if layers.states else None
+            self.stateful = (
+                StatefulModules(layers.stateful, layers.state_layout) if layers.state_layout else None
+            )
         except torch.OutOfMemoryError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -104,7 +106,7 @@ class PagedModel:
             raise InvalidRequest(
                 "adapters are not served for models with recurrent layers, which run a step in parts; leave out --lora"
             )
-        projections = projections_of(self.transformer) if self.unfused_because else self.joined
+        projections = projections_of(self.transformer) if self.unfused_because else self.fused_projections
         try:
             self.adapters = Adapters(self.transformer, projections, self.divided, count, max_rank)
         except torch.OutOfMemoryError as error:
@@ -119,7 +121,7 @@ class PagedModel:
     @property
     def known(self) -> ModelFindings:
         """The findings about this model that a later process with the same model need not make again."""
-        return ModelFindings(None if self.state_layout else self.layout, self.decoder_findings)
+        return ModelFindings(None if self.state_layout else self.kv_layout, self.decoder_findings)
 
     @property
     def has_tails(self) -> bool:
@@ -165,7 +167,7 @@ class PagedModel:
         Returns logits [S, vocab] in the model's dtype. Waits for nothing on the device.
         """
         if self.adapters is not None:
-            ids = batch.adapters
+            ids = batch.adapter_ids
             self.adapters.begin(torch.zeros_like(input_ids, dtype=torch.int32) if ids is None else ids)
         if self.stateful is None:
             return self.logits(input_ids, positions, batch, logits_index)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..attention.torch_backend import TorchAttention
-from ..cache.layout import allocate
-from ..cache.paged import LayerScales, PagedBatch
+from ..cache.kv_cache import LayerScales, allocate
+from ..cache.paged_batch import PagedBatch
 from ..cache.state import StateCache
 from ..devices.float8 import FP8_MAX
 from .paged_model import PagedModel
@@ -49,7 +49,7 @@ def measure_scales(model: PagedModel) -> list[LayerScales]:
     count, device = min(SEEN_TOKENS, model.max_model_len), model.device
     positions = torch.arange(count, device=device)
     batch = PagedBatch(
-        cache=allocate(model.layout, 2, count, device, model.dtype),
+        cache=allocate(model.kv_layout, 2, count, device, model.dtype),
         rows=torch.zeros(1, dtype=torch.int64, device=device),
         kv_lens=torch.tensor([count], dtype=torch.int32, device=device),
         query_start=torch.tensor([0, count], dtype=torch.int32, device=device),
@@ -70,7 +70,7 @@ def measure_scales(model: PagedModel) -> list[LayerScales]:
     nothing = torch.ones(0, device=device)
     return [
         LayerScales(*map(scale_of, greatest.seen.get(layer, (nothing, nothing))))
-        for layer in range(len(model.layout.layers))
+        for layer in range(len(model.kv_layout.layers))
     ]
 
 

@@ -18,7 +18,7 @@ from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from ....protocol.errors import ModelNotSupported
 from ..attention.transformers_hook import CHUNKED
-from ..cache.layout import NOTHING, KVLayout
+from ..cache.kv_layout import NOTHING, KVLayout
 from ..cache.state import StateLayout
 from .attention_calls import CallRecorder, record_attention
 from .loading.language_model import SERVED_AS_TEXT, language_model_class, language_model_config
@@ -108,8 +108,8 @@ def layer_types(text: PreTrainedConfig) -> set[str]:
 class Layers:
     """The layers of a model by what they keep: keys and values, or states."""
 
-    blocks: KVLayout
-    states: StateLayout
+    kv_layout: KVLayout
+    state_layout: StateLayout
     stateful: list[StatefulModule]
     """The modules that have these states."""
 
@@ -144,8 +144,8 @@ def check_layers(transformer: PreTrainedModel) -> Layers:
             f"keeps no state must call it once: {expected}",
         )
     layouts = dict(calls)
-    blocks = KVLayout(tuple(layouts.get(layer, NOTHING) for layer in range(config.num_hidden_layers)))
-    return Layers(blocks, states, stateful)
+    kv_layout = KVLayout(tuple(layouts.get(layer, NOTHING) for layer in range(config.num_hidden_layers)))
+    return Layers(kv_layout, states, stateful)
 
 
 def refusal(config: PreTrainedConfig, reason: str) -> ModelNotSupported:

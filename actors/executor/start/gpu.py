@@ -52,7 +52,7 @@ def on_gpu(
         context.phase("take room")
         step_bytes, room = known.step_bytes, known.room
         require_room(room, options, device, buckets)
-    layers = len(model.layout.layers)
+    layers = len(model.kv_layout.layers)
     reserved = 0 if graphed is None else bytes_of_graphs(len(graphed.forward_keys()), layers, step_bytes)
     context.phase("allocate cache")
     blocks = count_blocks(options, model, Memory(*device.memory(), reserved))
@@ -129,18 +129,18 @@ def measure(
         for step in steps_of_all_kernels(buckets, length):
             null_run(runner, runner.run, step, length)()
 
-    def most_memory(step: Step) -> int:
+    def peak_memory(step: Step) -> int:
         with device.computing():  # the inputs too: on another stream they may be written after they are read
             run = null_run(runner, runner.run, step, length)
-        return device.most_memory(run)
+        return device.peak_memory(run)
 
     try:
         with device.computing():
             compile_ahead(runner.model.device, run_all_kernels)
-        captured = most_memory(largest_step(buckets, length, everything=False))
-        most_memory(largest_step(buckets, length, everything=True))
+        captured = peak_memory(largest_step(buckets, length, everything=False))
+        peak_memory(largest_step(buckets, length, everything=True))
         if runner.states is not None:
-            captured = most_memory(decode_step(buckets, buckets.decode[-1], length))
+            captured = peak_memory(decode_step(buckets, buckets.decode[-1], length))
     except torch.OutOfMemoryError as error:
         raise step_too_large(options, buckets.mixed[-1]) from error
     return captured, device.taken() - before

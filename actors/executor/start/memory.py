@@ -72,10 +72,10 @@ def count_blocks(options: ExecutorOptions, model: PagedModel, memory: Memory | N
 
 def bytes_per_block(options: ExecutorOptions, model: PagedModel) -> int:
     """Memory of one block in all layers."""
-    from ..cache.layout import cache_dtype
+    from ..cache.kv_cache import cache_dtype
 
     dtype = cache_dtype(options.kv_cache_dtype, model.dtype)
-    return model.layout.bytes_per_block(options.block_size, dtype)
+    return model.kv_layout.bytes_per_block(options.block_size, dtype)
 
 
 def check_states(options: ExecutorOptions, model: PagedModel, memory: Memory | None) -> None:

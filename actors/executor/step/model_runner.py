@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..cache.layout import allocate
-from ..cache.paged import LayerScales, PagedBatch
+from ..cache.kv_cache import LayerScales, allocate
+from ..cache.paged_batch import PagedBatch
 from ..cache.state import StateCache
 from ..devices.float8 import FP8
 from ..model.paged_model import PagedModel
@@ -64,7 +64,7 @@ class ModelRunner:
         """Take the memory of the paged cache."""
         model = self.model
         dtype = model.dtype if self.scales is None else FP8
-        self.cache = allocate(model.layout, num_blocks, self.block_size, model.device, dtype, self.scales)
+        self.cache = allocate(model.kv_layout, num_blocks, self.block_size, model.device, dtype, self.scales)
         self.block_tokens = torch.zeros(num_blocks * self.block_size, dtype=torch.int32, device=model.device)
         """The token at each cache index, for sequences that share blocks with others and need to know their tokens."""
 
@@ -219,10 +219,10 @@ class ModelRunner:
             max_kv_len=max_kv_len,
             states=self.states,
             row_tokens=row_tokens,
-            adapters=self.adapters_of(token_slots),
+            adapter_ids=self.adapter_ids_of(token_slots),
         )
 
-    def adapters_of(self, token_slots: Tensor) -> Tensor | None:
+    def adapter_ids_of(self, token_slots: Tensor) -> Tensor | None:
         """The id of the adapter of each token; ``token_slots`` int64 [T] are the tokens' slots."""
         if self.model.adapters is None:
             return None

@@ -11,7 +11,8 @@ import pytest
 import torch
 from slipstream.actors.executor.attention import backend as attention
 from slipstream.actors.executor.attention import torch_backend
-from slipstream.actors.executor.cache.paged import KVCache, PagedBatch
+from slipstream.actors.executor.cache.kv_cache import KVCache
+from slipstream.actors.executor.cache.paged_batch import PagedBatch
 from slipstream.protocol.errors import InvalidRequest
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from slipstream.actors.executor.cache.layout import allocate
-from slipstream.actors.executor.cache.paged import KVCache, LayerScales, PagedBatch
+from slipstream.actors.executor.cache.kv_cache import KVCache, LayerScales, allocate
+from slipstream.actors.executor.cache.paged_batch import PagedBatch
 from slipstream.actors.executor.devices.float8 import FP8, FP8_MAX
 from slipstream.actors.executor.model.loading.load import load_model
 from slipstream.actors.executor.model.paged_model import PagedModel
@@ -51,8 +51,8 @@ def test_a_model_has_the_same_scales_each_time_and_its_backend_back(model: Paged
     backend = model.backend
     first, second = measure_scales(model), measure_scales(model)
     assert model.backend is backend
-    assert len(first) == len(model.layout.layers)
-    for one, other, layer in zip(first, second, model.layout.layers, strict=True):
+    assert len(first) == len(model.kv_layout.layers)
+    for one, other, layer in zip(first, second, model.kv_layout.layers, strict=True):
         assert one.keys.shape == one.values.shape == (layer.kv_heads,)
         assert torch.equal(one.keys, other.keys)
         assert torch.equal(one.values, other.values)
@@ -103,7 +103,7 @@ def test_a_prompt_sees_the_same_cache_however_it_is_cut_and_nearly_that_of_full_
 
     def logits(steps: list[int], fp8: bool) -> Tensor:
         dtype = FP8 if fp8 else model.dtype
-        cache = allocate(model.layout, 5, BLOCK, CPU, dtype, scales if fp8 else None)
+        cache = allocate(model.kv_layout, 5, BLOCK, CPU, dtype, scales if fp8 else None)
         return forward(model, cache, tokens, steps)
 
     exact = logits([60], fp8=False)
@@ -121,9 +121,9 @@ def test_a_prompt_sees_the_same_cache_however_it_is_cut_and_nearly_that_of_full_
 def test_with_wrong_scales_the_logits_are_wrong(model: PagedModel) -> None:
     """What the comparison above would miss, it would miss everywhere."""
     tokens = torch.arange(60) * 7919 % model.vocab_size
-    exact = forward(model, allocate(model.layout, 5, BLOCK, CPU, model.dtype), tokens, [60])
+    exact = forward(model, allocate(model.kv_layout, 5, BLOCK, CPU, model.dtype), tokens, [60])
     tiny = [LayerScales(one.keys / 2**12, one.values / 2**12) for one in measure_scales(model)]
-    found = forward(model, allocate(model.layout, 5, BLOCK, CPU, FP8, tiny), tokens, [60])
+    found = forward(model, allocate(model.kv_layout, 5, BLOCK, CPU, FP8, tiny), tokens, [60])
     assert float((found - exact).norm() / exact.norm()) > 0.2
 
 

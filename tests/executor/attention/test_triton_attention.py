@@ -17,7 +17,8 @@ from interpreter import (
     needs_interpreter,
     run_interpreted,
 )
-from slipstream.actors.executor.cache.paged import KVCache, LayerScales, PagedBatch
+from slipstream.actors.executor.cache.kv_cache import KVCache, LayerScales
+from slipstream.actors.executor.cache.paged_batch import PagedBatch
 from slipstream.actors.executor.devices.float8 import FP8, FP8_MAX
 from torch import Tensor
 

@@ -16,8 +16,8 @@ from adapters import PREFIX, config_of, make_adapter, merge, write_adapter
 from quantized import make_quantized
 from rig import Rig
 from safetensors.torch import load_file, save_file
-from slipstream.actors.executor.cache.layout import allocate
-from slipstream.actors.executor.cache.paged import PagedBatch
+from slipstream.actors.executor.cache.kv_cache import allocate
+from slipstream.actors.executor.cache.paged_batch import PagedBatch
 from slipstream.actors.executor.model.adapters import limits
 from slipstream.actors.executor.model.adapters.limits import AdapterLimits
 from slipstream.actors.executor.model.adapters.loaded import LoadedAdapters
@@ -279,7 +279,7 @@ def test_a_token_keeps_its_adapter_in_the_last_layer(tmp_path: Path, monkeypatch
     def last_logits(ids: list[int]) -> torch.Tensor:
         rows = len(ids)
         batch = PagedBatch(
-            cache=allocate(model.layout, 1 + rows, 4, CPU, model.dtype),
+            cache=allocate(model.kv_layout, 1 + rows, 4, CPU, model.dtype),
             rows=torch.arange(rows),
             kv_lens=torch.full((rows,), 3, dtype=torch.int32),
             query_start=torch.arange(0, 3 * rows + 1, 3, dtype=torch.int32),
@@ -287,7 +287,7 @@ def test_a_token_keeps_its_adapter_in_the_last_layer(tmp_path: Path, monkeypatch
             block_table=torch.arange(1, 1 + rows, dtype=torch.int32)[:, None],
             decode_only=False,
             max_kv_len=0,
-            adapters=torch.tensor(ids, dtype=torch.int32).repeat_interleave(3),
+            adapter_ids=torch.tensor(ids, dtype=torch.int32).repeat_interleave(3),
         )
         tokens, positions = torch.tensor([5, 6, 7]).repeat(rows), torch.arange(3).repeat(rows)
         return model.forward(tokens, positions, batch, torch.arange(2, 3 * rows, 3))

@@ -45,7 +45,7 @@ def test_the_estimate_is_what_the_loaded_model_takes(dtype: str) -> None:
     loaded = load_model(str(BUNDLED_MODEL), device=torch.device("cpu"), dtype=dtype)
     found = estimate(BUNDLED_MODEL, dtype)
     assert found.weight_bytes == loaded.weight_bytes
-    assert found.kv_bytes_per_token == loaded.layout.bytes_per_block(1, loaded.dtype)
+    assert found.kv_bytes_per_token == loaded.kv_layout.bytes_per_block(1, loaded.dtype)
     assert (found.dtype, found.max_model_len) == (str(loaded.dtype)[6:], loaded.max_model_len)
 
 

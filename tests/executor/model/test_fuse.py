@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from slipstream.actors.executor.cache.layout import allocate
-from slipstream.actors.executor.cache.paged import PagedBatch
+from slipstream.actors.executor.cache.kv_cache import allocate
+from slipstream.actors.executor.cache.paged_batch import PagedBatch
 from slipstream.actors.executor.model.comparison import compared_tokens, paged_logits
 from slipstream.actors.executor.model.fused import fuse as fusing
 from slipstream.actors.executor.model.fused import recognise
@@ -198,7 +198,7 @@ def one_text(model: PagedModel, length: int) -> PagedBatch:
     size = 4
     blocks = length // size
     return PagedBatch(
-        cache=allocate(model.layout, 1 + blocks, size, CPU, model.dtype),
+        cache=allocate(model.kv_layout, 1 + blocks, size, CPU, model.dtype),
         rows=torch.zeros(1, dtype=torch.int64),
         kv_lens=torch.tensor([length], dtype=torch.int32),
         query_start=torch.tensor([0, length], dtype=torch.int32),

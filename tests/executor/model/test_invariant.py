@@ -13,7 +13,8 @@ import pytest
 import torch
 from slipstream.actors.executor.attention.torch_backend import TorchAttention
 from slipstream.actors.executor.attention.torch_invariant import InvariantTorchAttention
-from slipstream.actors.executor.cache.paged import KVCache, PagedBatch
+from slipstream.actors.executor.cache.kv_cache import KVCache
+from slipstream.actors.executor.cache.paged_batch import PagedBatch
 from slipstream.actors.executor.model.comparison import COMPARED_TOKENS, compared_tokens, paged_logits
 from slipstream.actors.executor.model.fused.fuse import fuse
 from slipstream.actors.executor.model.fused.operations import Norm

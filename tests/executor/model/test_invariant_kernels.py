@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 from interpreter import DEVICE, INTERPRETED, needs_interpreter, needs_kernels, run_interpreted
-from slipstream.actors.executor.cache.paged import KVCache, LayerScales, PagedBatch
+from slipstream.actors.executor.cache.kv_cache import KVCache, LayerScales
+from slipstream.actors.executor.cache.paged_batch import PagedBatch
 from slipstream.actors.executor.devices.float8 import FP8
 from slipstream.actors.executor.triton_tools.arrivals import arrivals
 from torch import Tensor

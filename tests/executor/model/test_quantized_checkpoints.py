@@ -373,7 +373,7 @@ def test_kept_weights_are_joined_and_give_the_logits_of_the_dequantized_model(
         assert model.unfused_because == ""
         found = paged_logits(model, compared_tokens(model))
     layers = [module for module in model.transformer.modules() if isinstance(module, QuantizedLinear)]
-    assert len(layers) == 4 * len(model.layout.layers), "what each layer multiplies with"
+    assert len(layers) == 4 * len(model.kv_layout.layers), "what each layer multiplies with"
     expected = logits_of(plain)
     assert torch.equal(found, expected), "the numbers are the same"
     assert float((before - expected).norm() / expected.norm()) < 1e-5

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from slipstream.actors.executor.cache.paged import KVCache, PagedBatch
+from slipstream.actors.executor.cache.kv_cache import KVCache
+from slipstream.actors.executor.cache.paged_batch import PagedBatch
 from slipstream.actors.executor.cache.state import StateCache, StateKey, StateLayout
 from slipstream.actors.executor.model import support
 from slipstream.actors.executor.model.loading.load import from_config
@@ -163,7 +164,7 @@ def test_a_state_that_no_single_token_showed_is_a_reason_to_refuse(monkeypatch: 
     model = from_config(make_config("mamba"), CPU, torch.float32)
     assert model.stateful is not None
     faulty = StatefulModule(Module("asks for more"), (torch.zeros(1, 1, 3),), {}, cache_place=1)
-    layers = Layers(model.layout, LAYOUT, [faulty])
+    layers = Layers(model.kv_layout, LAYOUT, [faulty])
     monkeypatch.setattr(support, "check_layers", lambda transformer: layers)
     with pytest.raises(
         ModelNotSupported, match=r"'mamba' .* by themselves: KeyError: .*kind='conv', number=7"

@@ -19,7 +19,7 @@ from slipstream.actors.executor.attention import backend as attention
 from slipstream.actors.executor.attention import transformers_hook
 from slipstream.actors.executor.attention.torch_backend import TorchAttention
 from slipstream.actors.executor.attention.transformers_hook import attention_chunk_of, attention_temperature
-from slipstream.actors.executor.cache.paged import PagedBatch
+from slipstream.actors.executor.cache.paged_batch import PagedBatch
 from slipstream.actors.executor.model import support
 from slipstream.actors.executor.model.comparison import compared
 from slipstream.actors.executor.model.loading.load import from_config, load_model

@@ -78,7 +78,7 @@ def test_a_model_with_tails_computes_what_it_did_and_with_an_adapter_what_the_me
     expected = logits(load_model(str(base), device=CPU))
     merged = logits(load_model(str(merge(base, adapter, tmp_path / "merged")), device=CPU))
     model = load_model(str(base), device=CPU, adapter_limits=LIMITS)
-    assert set(tailed_in(model)) == set(model.joined)
+    assert set(tailed_in(model)) == set(model.fused_projections)
     assert torch.allclose(logits(model), expected, rtol=1e-5, atol=1e-5)
     places = model.take_adapters(LIMITS.count, LIMITS.max_rank)
     assert torch.allclose(logits(model), expected, rtol=1e-5, atol=1e-5)

@@ -75,7 +75,7 @@ def run_rank(rank: int, family: str, store: str, halves: list[torch.Tensor]) -> 
     assert model.unfused_because == "", model.unfused_because
     assert small.gathered > 0, "the logits compared at load"
     added = small.all - small.alone - small.gathered
-    assert added >= 2 * len(model.layout.layers), "every sum of the decoder that is compared"
+    assert added >= 2 * len(model.kv_layout.layers), "every sum of the decoder that is compared"
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="on a GPU the ranks are those of the service")

@@ -66,7 +66,7 @@ def test_two_parts_of_every_family_with_a_plan_compute_what_the_whole_does(famil
 def test_the_layers_of_a_part_are_fused_and_its_heads_divided(family: str) -> None:
     for part in in_parts(family):
         assert part.unfused_because == ""
-        assert [layer.kv_heads for layer in part.layout.layers] == [1, 1]
+        assert [layer.kv_heads for layer in part.kv_layout.layers] == [1, 1]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_oss"])
@@ -77,7 +77,7 @@ def test_parts_in_half_precision(family: str) -> None:
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt_oss"])
 def test_ranks_share_key_heads_where_there_are_fewer(family: str) -> None:
     parts = in_parts(family, ranks=4)
-    assert [part.layout.layers[0].kv_heads for part in parts] == [1, 1, 1, 1]
+    assert [part.kv_layout.layers[0].kv_heads for part in parts] == [1, 1, 1, 1]
     keys = [part.transformer.get_parameter("model.layers.0.self_attn.qkv_proj.weight") for part in parts]
     heads = [weight.unflatten(0, (3, -1))[1] for weight in keys]  # a rank's one query, key and value
     assert torch.equal(heads[0], heads[1])
@@ -354,14 +354,14 @@ def test_quantized_weights_are_divided_with_their_scales_and_joined(
     for model in models:
         assert model.unfused_because == ""
         layers = [module for module in model.transformer.modules() if isinstance(module, QuantizedLinear)]
-        assert len(layers) == 4 * len(model.layout.layers)
+        assert len(layers) == 4 * len(model.kv_layout.layers)
         assert sum(isinstance(layer, RowParallelQuantized) for layer in layers) == len(layers) // 2
 
 
 def test_ranks_share_quantized_key_heads_where_there_are_fewer() -> None:
     models = [quantized_whole("llama", (1, 0)) for _ in range(4)]
     at_once(divide, models, groups(4))
-    assert [model.layout.layers[0].kv_heads for model in models] == [1, 1, 1, 1]
+    assert [model.kv_layout.layers[0].kv_heads for model in models] == [1, 1, 1, 1]
 
 
 def test_scales_for_columns_of_several_ranks_are_refused_with_the_layer() -> None:

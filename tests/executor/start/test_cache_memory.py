@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from slipstream.actors.executor.cache.layout import KVLayout, LayerLayout, allocate, untouched_zeros
+from slipstream.actors.executor.cache.kv_cache import allocate, untouched_zeros
+from slipstream.actors.executor.cache.kv_layout import KVLayout, LayerLayout
 from slipstream.actors.executor.devices.float8 import FP8
 from slipstream.actors.executor.model.loading.load import load_model
 from slipstream.actors.executor.start import memory

@@ -81,7 +81,7 @@ class Gpu(CpuDevice):
         self.rooms -= 1
         return self.rooms >= 0
 
-    def most_memory(self, work: Callable[[], None]) -> int:
+    def peak_memory(self, work: Callable[[], None]) -> int:
         if not self.largest_fits:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         with self.computing():
@@ -308,8 +308,8 @@ def test_no_step_of_the_start_reads_what_another_stream_has_yet_to_write(family:
 
 def test_the_cache_gets_what_steps_and_graphs_leave() -> None:
     model = model_of()
-    per_block = model.layout.bytes_per_block(BLOCK, model.dtype)
-    layers = len(model.layout.layers)
+    per_block = model.kv_layout.bytes_per_block(BLOCK, model.dtype)
+    layers = len(model.kv_layout.layers)
     graphs = (
         STEP_BYTES + buckets_of(SLOTS, BUDGET, LENGTH).num_forward_graphs * layers * GRAPH_BYTES_PER_LAYER
     )
@@ -368,7 +368,7 @@ def test_the_cache_leaves_room_for_every_table_that_grows_with_slots_and_length(
 def test_no_memory_is_kept_back_for_graphs_of_prompts_where_states_rule_them_out() -> None:
     model = model_of("qwen3_5_text")
     decode = buckets_of(SLOTS, BUDGET, LENGTH).decode
-    kept = (3 << 20) + len(decode) * len(model.layout.layers) * GRAPH_BYTES_PER_LAYER
+    kept = (3 << 20) + len(decode) * len(model.kv_layout.layers) * GRAPH_BYTES_PER_LAYER
     gpu = Gpu(takes=(50 << 20, 60 << 20, 3 << 20))
     engine = engine_of(gpu, model=model, cuda_graphs="start")
     assert engine.facts["graphs"].endswith(f"({kept >> 20} were kept back)")
@@ -507,7 +507,7 @@ def test_all_ranks_have_the_blocks_of_the_one_that_has_room_for_fewest(two_ranks
     def blocks(free: int, model: PagedModel) -> int:
         return engine_of(Gpu(free=free, total=free), model=model, cuda_graphs="off").blocks
 
-    per_block = two_ranks[0].layout.bytes_per_block(BLOCK, torch.float32)
+    per_block = two_ranks[0].kv_layout.bytes_per_block(BLOCK, torch.float32)
     assert at_once(blocks, [1 << 30, 10 * per_block], two_ranks) == [9, 9]
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from ...attention.backend import AttentionBackend
-from ...cache.paged import PagedBatch
+from ...cache.paged_batch import PagedBatch
 from ...ranks.layers import Unsummed, unsummed
 from ..adapters.adapters import Adapters
 from .operations import Norm, Operations

@@ -60,7 +60,7 @@ def fuse(
     except Unfit as reason:
         model.unfused_because = str(reason)
         return
-    model.joined = joined_layers(transformer, parts)
+    model.fused_projections = joined_layers(transformer, parts)
     adapter_limits = None if shares_weights(parts) else model.adapter_limits
     setattr(transformer, prefix, assemble(decoder, parts, operations, adapter_limits))
     model.unfused_because, model.decoder_findings = "", known
@@ -158,18 +158,18 @@ def assemble(
 
 
 def joined_layers(transformer: PreTrainedModel, parts: DecoderParts) -> dict[str, Sublayers]:
-    """As ``PagedModel.joined``, of the decoder that will be assembled of ``parts``."""
+    """As ``PagedModel.fused_projections``, of the decoder that will be assembled of ``parts``."""
     names = {id(module): name for name, module in transformer.named_modules()}
     return {
         f"{transformer.base_model_prefix}.layers.{index}.{projection}": [
             (names[id(linear)], linear.out_features) for linear in linears
         ]
         for index, layer in enumerate(parts.layers)
-        for projection, linears in projections_of(layer).items()
+        for projection, linears in layers_by_projection(layer).items()
     }
 
 
-def projections_of(layer: LayerParts) -> dict[str, list[nn.Linear]]:
+def layers_by_projection(layer: LayerParts) -> dict[str, list[nn.Linear]]:
     """The layers that each projection will be made of."""
     found = {"self_attn.qkv_proj": layer.projections, "self_attn.o_proj": [layer.output]}
     if layer.down is not None:
@@ -182,7 +182,7 @@ def shares_weights(parts: DecoderParts) -> bool:
     weights = [
         id(linear.weight)
         for layer in parts.layers
-        for linears in projections_of(layer).values()
+        for linears in layers_by_projection(layer).values()
         for linear in linears
     ]
     return len(set(weights)) < len(weights)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...cache.paged import PagedBatch
+from ...cache.paged_batch import PagedBatch
 from ..findings import Call
 
 CHECKED_POSITIONS = (0, 1, 2, 5, 11, 47, 101, 102)

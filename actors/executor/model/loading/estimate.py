@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from .....protocol.errors import InvalidRequest, ModelNotSupported
 from ....checkpoint import max_model_len
-from ...cache.layout import cache_dtype
+from ...cache.kv_cache import cache_dtype
 from ...ranks.shard import check_heads, tp_plan_of
 from ..adapters.adapters import projections_of
 from ..invariant.apply import EXPERTS, RECURRENT
@@ -82,7 +82,7 @@ def estimate(folder: Path, dtype: str = "auto", kv_cache_dtype: str = "auto") ->
         parameters=sum(parameter.numel() for parameter in model.transformer.parameters()),
         dtype=str(model.dtype).removeprefix("torch."),
         weight_bytes=model.weight_bytes,
-        kv_bytes_per_token=model.layout.bytes_per_block(1, cache_dtype(kv_cache_dtype, model.dtype)),
+        kv_bytes_per_token=model.kv_layout.bytes_per_block(1, cache_dtype(kv_cache_dtype, model.dtype)),
         state_bytes=model.state_layout.bytes_per_slot,
         notes=() if model.stateful is None else tuple(model.stateful.notes()),
         max_model_len=max_model_len(model.config.to_dict()),

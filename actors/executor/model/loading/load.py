@@ -23,10 +23,10 @@ from ..findings import DecoderFindings
 from ..fused.fuse import fuse
 from ..invariant.apply import make_invariant, prove_invariant
 from ..paged_model import PagedModel
-from ..quantization.checkpoint import check_numbers, open_shards
 from ..quantization.linear import check_products, quantize_layers
 from ..quantization.products import multiplied_by
 from ..quantization.scheme import scheme_of, unquantized
+from .files import check_numbers, open_files
 from .language_model import language_model_config
 from .weights import FROM_FOLDER, read_quantized, read_weights
 
@@ -39,7 +39,8 @@ WITHOUT_MEMORY = "batched_mm"
 
 
 Around = Callable[[PagedModel], AbstractContextManager[None]]
-"""What is to happen around a model's being finished: it is of transformers first, and as it is served afterwards."""
+"""Makes the context in which a model of transformers becomes the one that is served. `KeptWeights.keeping` is one: it
+moves the weights to the keeper at its end."""
 
 
 def nothing_around(model: PagedModel) -> AbstractContextManager[None]:
@@ -129,14 +130,14 @@ def load_transformer(
     checkpoint.check_weights()
     config = load_config(checkpoint.folder)
     support.check_config(config)
-    shards = open_shards(checkpoint.folder)
+    files = open_files(checkpoint.folder)
     scheme = scheme_of(config)
     weights_format = ""
     if scheme is None:
-        check_numbers(shards)
+        check_numbers(files)
         transformer, report = read_weights(config, dtype, checkpoint.folder)
     else:
-        transformer, report, weights_format = read_quantized(config, dtype, shards, scheme, keep=keep)
+        transformer, report, weights_format = read_quantized(config, dtype, files, scheme, keep=keep)
     for what in ("missing", "mismatched"):
         # transformers fills these with random numbers and goes on.
         if keys := report[f"{what}_keys"]:
@@ -181,10 +182,10 @@ def from_config(
     attention_backend: str = "torch",
 ) -> PagedModel:
     """A model of this configuration with random weights, made on the device, as transformers has it."""
-    return PagedModel(made(config, device, dtype, seed), attention.create(attention_backend))
+    return PagedModel(random_transformer(config, device, dtype, seed), attention.create(attention_backend))
 
 
-def made(
+def random_transformer(
     config: PreTrainedConfig, device: torch.device, dtype: torch.dtype, seed: int = 0
 ) -> PreTrainedModel:
     """The model of transformers, with random weights."""
@@ -209,7 +210,7 @@ def skeleton_of(config: PreTrainedConfig, dtype: torch.dtype) -> Skeleton:
     own = text._experts_implementation
     text._experts_implementation = WITHOUT_MEMORY
     try:
-        transformer: Any = made(config, META, dtype)
+        transformer: Any = random_transformer(config, META, dtype)
     finally:
         text._experts_implementation = own
     return Skeleton(transformer, config)

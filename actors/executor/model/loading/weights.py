@@ -70,7 +70,7 @@ def only_errors(record: logging.LogRecord) -> bool:
 def read_quantized(
     config: PreTrainedConfig,
     dtype: str,
-    shards: Mapping[str, Any],
+    files: Mapping[str, Any],
     scheme: Scheme,
     *,
     keep: Sequence[torch.dtype],
@@ -83,11 +83,11 @@ def read_quantized(
     own = getattr(language_model_config(config), "dtype", None) or torch.bfloat16
     chosen = own if dtype == "auto" else getattr(torch, dtype)
     name = str(chosen).removeprefix("torch.")
-    weights = stored_weights(shards, scheme)
+    weights = stored_weights(files, scheme)
     as_stored = layers_that_keep(config, [weight for weight in weights if weight.kept_as in keep])
     dequantized = {weight.name: Dequantized(weight, chosen) for weight in weights}
     unread = {weight.name: Unread(weight.shape) for weight in as_stored.values()}
-    tensors = plain_tensors(shards, weights) | dequantized | unread
+    tensors = plain_tensors(files, weights) | dequantized | unread
     try:
         transformer, report = read_weights(config, name, None, state_dict=tensors)
     finally:

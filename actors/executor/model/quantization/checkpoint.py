@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .....protocol.errors import ModelNotSupported
-from ....checkpoint import read_json
 from .formats import FORMATS, Format
 from .scheme import Scheme
 from .weight import QuantizedWeight
@@ -22,44 +19,6 @@ EIGHT_BITS = ("F8_E4M3", "F8_E5M2", "I8", "U8")
 """What safetensors call types that are no weights without scales."""
 
 FLOATS = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
-
-
-def open_shards(folder: Path) -> dict[str, Any]:
-    """The files of a folder that hold each of its tensors; ModelNotSupported names one that is missing or cut short."""
-    found: dict[str, Any] = {}
-    for path in files_of(folder):
-        try:
-            shard = safe_open(path, framework="pt")
-        except (OSError, SafetensorError) as error:
-            raise ModelNotSupported(
-                f"{path} cannot be read: {error}; if it is cut short or missing, fetch it again"
-            ) from None
-        found |= dict.fromkeys(shard.keys(), shard)
-    return found
-
-
-def files_of(folder: Path) -> list[Path]:
-    """The files with the weights of a folder: as transformers has it, the one file, or else those that the index names;
-    ModelNotSupported if it is none."""
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if whole.is_file():
-        return [whole]
-    if not index.is_file():
-        return sorted(folder.glob("*.safetensors"))
-    said = read_json(index).get("weight_map")
-    if not isinstance(said, dict) or not said or not all(isinstance(name, str) for name in said.values()):
-        raise ModelNotSupported(f"{index} has {said!r:.80} as weight_map; expected the file of each weight")
-    return [folder / name for name in sorted(set(said.values()))]
-
-
-def check_numbers(shards: Mapping[str, Any]) -> None:
-    """ModelNotSupported for integers in a model that is not said to be quantized: they would be taken as they stand."""
-    for name, shard in shards.items():
-        stored = shard.get_slice(name).get_dtype() if name.endswith(".weight") else ""
-        if stored and not stored.startswith(("F", "BF")):
-            raise ModelNotSupported(
-                f"{name} is stored as {stored}, and config.json has no quantization_config that says what for"
-            )
 
 
 NO_MEMORY = "can't allocate memory"
@@ -89,7 +48,7 @@ class StoredWeight:
     """In the model, but for what transformers renames."""
     form: Format
     parts: Mapping[str, Any]
-    """The shards of its tensors, by the ends of their names."""
+    """The open files of its tensors, by the ends of their names."""
     scheme: Scheme
     base: str
 
@@ -147,7 +106,7 @@ class StoredWeight:
 
     def read(self) -> QuantizedWeight | Tensor:
         with read_as(self.name):
-            tensors = {end: shard.get_tensor(self.base + end) for end, shard in self.parts.items()}
+            tensors = {end: file.get_tensor(self.base + end) for end, file in self.parts.items()}
             return self.form.unpack(self.name, tensors, self.scheme)
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
@@ -156,19 +115,19 @@ class StoredWeight:
             return found.dequantized(dtype) if isinstance(found, QuantizedWeight) else found.to(dtype)
 
 
-def stored_weights(shards: Mapping[str, Any], scheme: Scheme) -> list[StoredWeight]:
+def stored_weights(files: Mapping[str, Any], scheme: Scheme) -> list[StoredWeight]:
     """The quantized weights among the tensors of a checkpoint; ModelNotSupported without any, or for half of one."""
     found: list[StoredWeight] = []
-    for name, shard in shards.items():
+    for name, file in files.items():
         for form in (FORMATS[known] for known in scheme.formats):
             if not name.endswith(form.main):
                 continue
             base = name.removesuffix(form.main)
-            parts = {end: shards[base + end] for end in form.parts if base + end in shards}
+            parts = {end: files[base + end] for end in form.parts if base + end in files}
             lacking = [ends[0] for ends in form.needed if not parts.keys() & set(ends)]
             if not lacking:
                 found.append(StoredWeight(base + form.stands_for, form, parts, scheme, base))
-            elif form.main != ".weight" or shard.get_slice(name).get_dtype() in EIGHT_BITS:
+            elif form.main != ".weight" or file.get_slice(name).get_dtype() in EIGHT_BITS:
                 raise ModelNotSupported(f"{name} is quantized, and its {base}{lacking[0]} is missing")
     if not found:
         raise ModelNotSupported(
@@ -195,7 +154,7 @@ class Dequantized:
             raise
 
 
-def plain_tensors(shards: Mapping[str, Any], weights: list[StoredWeight]) -> dict[str, Any]:
+def plain_tensors(files: Mapping[str, Any], weights: list[StoredWeight]) -> dict[str, Any]:
     """The tensors of a checkpoint that are no part of these weights, by their names, to be read with ``[...]``."""
     parts = {weight.base + end for weight in weights for end in weight.parts}
-    return {name: shard.get_slice(name) for name, shard in shards.items() if name not in parts}
+    return {name: file.get_slice(name) for name, file in files.items() if name not in parts}

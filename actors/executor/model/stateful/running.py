@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...cache.paged import PagedBatch
+from ...cache.paged_batch import PagedBatch
 from ...cache.state import StateCache, StateLayout
 from . import package_kernels
 from .examine import ModuleTraits, traits_of

@@ -1,7 +1,4 @@
-"""The shape of a model's key-value cache, and its memory.
-
-The shape is that of what reaches the attention of each layer (``model/attention_calls.py``).
-"""
+"""The memory of the paged key-value cache."""
 
 from __future__ import annotations
 
@@ -14,32 +11,42 @@ from torch import Tensor
 
 from ....protocol.errors import SlipstreamError
 from ..devices.float8 import FP8
-from .paged import KVCache, LayerScales
+from .kv_layout import KVLayout
 
 
 @dataclass(frozen=True, slots=True)
-class LayerLayout:
-    """The cache of one layer for one token: ``kv_heads`` keys of ``key_dim`` and values of ``value_dim``."""
+class LayerScales:
+    """The factors by which the numbers of one layer in an FP8 cache are multiplied to give keys and values."""
 
-    kv_heads: int
-    key_dim: int
-    value_dim: int
-
-
-NOTHING = LayerLayout(0, 0, 0)
-"""The layout of a layer that does not attend."""
+    keys: Tensor
+    """float32 [kv_heads], powers of two."""
+    values: Tensor
+    """The factors of the values."""
 
 
-@dataclass(frozen=True, slots=True)
-class KVLayout:
-    """The cache of all layers, in the order of their index."""
+@dataclass(slots=True)
+class KVCache:
+    """Keys and values of all layers, in blocks of ``block_size`` tokens.
 
-    layers: tuple[LayerLayout, ...]
+    ``keys[layer]`` is ``[num_blocks, block_size, kv_heads, head_dim]``, ``values[layer]`` the same shape with
+    the value's head size; both contiguous, in the model's dtype or in `FP8`. Layers may differ in heads and sizes.
+    """
 
-    def bytes_per_block(self, block_size: int, dtype: torch.dtype) -> int:
-        """Memory of one block of ``block_size`` tokens in all layers."""
-        elements = sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in self.layers)
-        return elements * block_size * dtype.itemsize
+    block_size: int
+    keys: list[Tensor]
+    values: list[Tensor]
+    scales: list[LayerScales] | None = None
+    """The scales of each layer of an FP8 cache; None: the numbers are the keys and values themselves."""
+
+    def scales_of(self, layer: int) -> LayerScales | None:
+        return None if self.scales is None else self.scales[layer]
+
+    def copy_blocks(self, source: Tensor, target: Tensor) -> None:
+        """Copy whole blocks in all layers; ``source`` and ``target`` int64 [N]."""
+        for pool in (*self.keys, *self.values):
+            # Of numbers of a byte torch has no copy by index.
+            bits = pool.view(torch.uint8) if pool.dtype == FP8 else pool
+            bits[target] = bits[source]
 
 
 def cache_dtype(asked: str, of_model: torch.dtype) -> torch.dtype:

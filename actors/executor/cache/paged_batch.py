@@ -1,49 +1,13 @@
-"""The paged key-value cache, and one step's batch as the attention sees it."""
+"""One step's batch as attention over the paged cache sees it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from ..devices.float8 import FP8
+from .kv_cache import KVCache
 from .state import StateCache
-
-
-@dataclass(frozen=True, slots=True)
-class LayerScales:
-    """The factors by which the numbers of one layer in an FP8 cache are multiplied to give keys and values."""
-
-    keys: Tensor
-    """float32 [kv_heads], powers of two."""
-    values: Tensor
-    """The factors of the values."""
-
-
-@dataclass(slots=True)
-class KVCache:
-    """Keys and values of all layers, in blocks of ``block_size`` tokens.
-
-    ``keys[layer]`` is ``[num_blocks, block_size, kv_heads, head_dim]``, ``values[layer]`` the same shape with
-    the value's head size; both contiguous, in the model's dtype or in `FP8`. Layers may differ in heads and sizes.
-    """
-
-    block_size: int
-    keys: list[Tensor]
-    values: list[Tensor]
-    scales: list[LayerScales] | None = None
-    """The scales of each layer of an FP8 cache; None: the numbers are the keys and values themselves."""
-
-    def scales_of(self, layer: int) -> LayerScales | None:
-        return None if self.scales is None else self.scales[layer]
-
-    def copy_blocks(self, source: Tensor, target: Tensor) -> None:
-        """Copy whole blocks in all layers; ``source`` and ``target`` int64 [N]."""
-        for pool in (*self.keys, *self.values):
-            # Of numbers of a byte torch has no copy by index.
-            bits = pool.view(torch.uint8) if pool.dtype == FP8 else pool
-            bits[target] = bits[source]
 
 
 @dataclass(slots=True)
@@ -76,5 +40,5 @@ class PagedBatch:
     """The states of the layers that keep one; None where the model has none."""
     row_tokens: tuple[int, ...] = ()
     """Tokens of each row that has any, as the host knows them: of a step with prompts of a model with ``states``."""
-    adapters: Tensor | None = None
+    adapter_ids: Tensor | None = None
     """int32 [T]: the id of each token's adapter, 0 for none; None: no token has one."""
