@@ -150,7 +150,7 @@ class RouterOptions:
     """A file that names them from now on, an endpoint on each line."""
     started_in: str
     """The folder in which the router was started, where relative paths in that file begin."""
-    service_key: ClientKey | None
+    client_key: ClientKey | None
     """The key with which the router connects to services that ask for one."""
     model_name: str
     """The name of the services' model."""

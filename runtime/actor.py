@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..protocol.client_key import ClientKey
 from ..protocol.events import PeerDown, PeerUp
-from .guard import PublicSocketKeys
+from .guard import AllowedClients
 from .trace import Ring
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ class HostAddress(Enum):
     """Answers ``GetActors`` with the states of all actors."""
     LOG = "log"
     """Writes a text as one line into the log."""
-    TRACES = "traces"
-    """Sends a ``RequestTrace`` to where ``traces_endpoint`` says."""
+    REQUEST_TRACES = "request traces"
+    """Sends a ``RequestTrace`` to where ``request_traces_endpoint`` says."""
 
 
 Address = str | bytes | HostAddress
@@ -47,12 +47,12 @@ class Actor:
     """Whether the host waits in a poller, which reacts sooner, and not in an event loop."""
     endpoint: str | None = None
     """The endpoint at which the host binds a socket for clients, for the actor that speaks to them."""
-    public_keys: PublicSocketKeys | None = None
-    """The keys of the clients that may connect; None: every client that reaches the endpoint may."""
-    service_key: ClientKey | None = None
-    """The key with which it connects to the services of ``sessions``; None: they ask for none."""
-    traces_endpoint: str | None = None
-    """The endpoint to which the host sends the actor's spans of requests; None: there are none."""
+    allowed_clients: AllowedClients | None = None
+    """The clients that may connect, by their keys; None: every client that reaches the endpoint may."""
+    client_key: ClientKey | None = None
+    """The key with which it connects, as a client, to the services of ``sessions``; None: they ask for none."""
+    request_traces_endpoint: str | None = None
+    """The endpoint to which the host sends the actor's traces of requests; None: there are none."""
     watched_file: str | None = None
     """A file whose text the host reports to the actor, at the start and whenever it changes."""
     completions_fd: int | None = None

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 import zmq
 
 from ..protocol.errors import SlipstreamError
-from .keys import KeyFolder
+from .key_folder import KeyFolder
 from .log import logger
 
 DOMAIN = "slipstream"
 
 
 @dataclass(frozen=True, slots=True)
-class PublicSocketKeys:
-    """The keys of the clients that may connect to a public socket."""
+class AllowedClients:
+    """The clients that may connect to a public socket, by their public keys."""
 
     folder: KeyFolder
     also: frozenset[str] = frozenset()
-    """Public keys that may come in too: of the service's own frontends."""
+    """Further public keys: of the service's own frontends."""
 
     def check(self) -> None:
         """``InvalidRequest`` if the folder lacks anything."""
@@ -35,14 +35,16 @@ class PublicSocketKeys:
             return False
 
 
-def guard(context: zmq.Context[zmq.Socket[bytes]], public: zmq.Socket[bytes], keys: PublicSocketKeys) -> None:
+def guard(
+    context: zmq.Context[zmq.Socket[bytes]], public: zmq.Socket[bytes], clients: AllowedClients
+) -> None:
     """Before the socket is bound. The guard waits in a thread of its own, which does nothing until someone connects."""
     from zmq.auth.thread import ThreadAuthenticator
 
     authenticator = ThreadAuthenticator(context)
     authenticator.start()
-    authenticator.configure_curve_callback(DOMAIN, keys)
-    public_key, secret_key = keys.folder.server()
+    authenticator.configure_curve_callback(DOMAIN, clients)
+    public_key, secret_key = clients.folder.server()
     public.curve_server = True
     public.curve_publickey = public_key.encode()
     public.curve_secretkey = secret_key.encode()

@@ -24,7 +24,7 @@ ANSWERS_WITHIN_S = 1.0
 """A keeper answers in less than a millisecond; one that has not after this was stopped, or is gone."""
 
 LOOK_EVERY_S = 0.1
-"""For a keeper, while there is none."""
+"""Between two tries to reach a keeper, while there is none."""
 
 KEEP, FETCH, FORGET, DONE, REFUSED = b"keep", b"fetch", b"forget", b"done", b"refused"
 

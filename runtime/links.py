@@ -1,6 +1,6 @@
 """Epochs and sequence numbers, by which an actor decides which frames to accept.
 
-A frame begins with the key of the service, which only its actors know. A frame without it is refused unread.
+A frame begins with the frame key of the service, which only its actors know. A frame without it is refused unread.
 
 Every incarnation of an actor has an epoch, which the supervisor gives it and which is higher than any before. A frame
 that is from an older incarnation, or meant for one, is counted and dropped. The frames between two incarnations are
@@ -25,10 +25,10 @@ class LostMessage(Exception):
 class Links:
     """The state of one actor's links to all its peers. No I/O."""
 
-    def __init__(self, name: str, epoch: int, key: bytes = b"") -> None:
+    def __init__(self, name: str, epoch: int, frame_key: bytes = b"") -> None:
         self.name = name
         self.epoch = epoch
-        self.key = key
+        self.frame_key = frame_key
         self.peers: dict[str, int] = {}
         self.sent: dict[str, int] = {}
         self.received: dict[str, int] = {}
@@ -48,16 +48,18 @@ class Links:
         """The frame that carries ``message`` to the known incarnation of ``to``."""
         sequence = self.sent[to]
         self.sent[to] = sequence + 1
-        return encode_behind(self.key, Envelope(self.name, self.epoch, self.peers[to], sequence, message))
+        return encode_behind(
+            self.frame_key, Envelope(self.name, self.epoch, self.peers[to], sequence, message)
+        )
 
     def open(self, frame: bytes | bytearray) -> list[tuple[str, Any]]:
         """The messages of a frame, as (sender, message); before the first one of a new incarnation comes a ``PeerUp``.
 
-        ``ProtocolError`` if the frame does not have the service's key.
+        ``ProtocolError`` if the frame does not begin with the service's frame key.
         """
-        if not frame.startswith(self.key):
+        if not frame.startswith(self.frame_key):
             raise ProtocolError(f"a frame of {len(frame)} bytes is not of this service")
-        envelope = decode_envelope(memoryview(frame)[len(self.key) :])
+        envelope = decode_envelope(memoryview(frame)[len(self.frame_key) :])
         sender = envelope.sender
         if envelope.receiver_epoch != self.epoch or envelope.epoch < self.peers.get(sender, 0):
             self.stale += 1

@@ -17,9 +17,6 @@ from ..protocol.printable import CONTROL, printable, printable_lines
 
 logger = logging.getLogger("slipstream")
 
-MAX_LINE = 64 * 1024
-"""Bytes of a child's output that may wait for the end of their line; a longer one is logged in parts."""
-
 READER_WAIT_MS = 100
 """How long a line waits for a reader that is behind; then it is lost."""
 
@@ -96,40 +93,3 @@ class JsonFormatter(logging.Formatter):
 def log_failure(title: str, cause: str) -> None:
     """The end of a service, or of its start, and why."""
     logger.error("%s", title, extra={"cause": cause})
-
-
-class Output:
-    """Copies a child's output into the log, under its name, line by line."""
-
-    def __init__(self, actor: str) -> None:
-        self.actor = actor
-        self.reader, self.writer = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self.reader, False)
-        self.begun = b""
-        self.open = True
-
-    def read(self) -> None:
-        """Log what has come. At the end, which comes with the child's, ``open`` is false."""
-        while self.open:
-            try:
-                part = os.read(self.reader, MAX_LINE)
-            except BlockingIOError:
-                return
-            *lines, self.begun = (self.begun + part).split(b"\n")
-            if not part or len(self.begun) >= MAX_LINE:
-                lines, self.begun = [*lines, self.begun], b""
-            for line in lines:
-                if line.strip():
-                    self.log(line)
-            if not part:
-                self.open = False
-
-    def log(self, line: bytes) -> None:
-        logger.info("%s", line.decode(errors="replace"), extra={"actor": self.actor})
-
-    def close(self) -> None:
-        """Log what is left."""
-        self.read()
-        os.close(self.reader)
-        if self.begun:
-            self.log(self.begun)

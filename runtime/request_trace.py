@@ -1,7 +1,7 @@
 """Exports the times of requests as spans of OpenTelemetry, over OTLP.
 
-An actor says when a request is over what there is to tell (``HostAddress.TRACES``); its host sends it, in a thread of
-OpenTelemetry's own, and never waits for the collector.
+When a request is over, an actor says what there is to tell (``HostAddress.REQUEST_TRACES``). Its host sends it, in a
+thread of OpenTelemetry's own, and never waits for the collector.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Virtual time: what happens next happens now."""
+"""Virtual time: it jumps from each event to the next."""
 
 from __future__ import annotations
 

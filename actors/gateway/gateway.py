@@ -35,15 +35,15 @@ from ...protocol.messages import (
 from ...runtime.actor import HostAddress
 from ..options import GatewayOptions
 from ..public.actor import PublicActor
+from ..public.allowed_clients import allowed_clients
 from ..public.connections import PROBE_S, Connection
-from ..public.keys import public_keys
 from .admission import check
 from .changes import CHANGES_AGAIN_S, Changes
 from .delivery import by_request, take_in
 from .ledger import Ledger, Request
 from .metrics import CarriedCounters, Metrics
+from .request_trace import request_trace
 from .submissions import Submissions
-from .tracing import trace_of
 
 if TYPE_CHECKING:
     from ...runtime.process.child import StartContext
@@ -76,7 +76,7 @@ class Gateway(PublicActor):
         max_open_bytes: int = 1 << 28,
         default_deadline_s: float = 3600.0,
         dev_mode: bool = False,
-        traces_endpoint: str | None = None,
+        request_traces_endpoint: str | None = None,
         lora_updates: bool = False,
     ) -> None:
         super().__init__(endpoint, model, bounds, server=server, formats=formats)
@@ -93,9 +93,9 @@ class Gateway(PublicActor):
         self.quarantined = 0
         """The number of requests that were quarantined here; the scheduler counts its own."""
         self.metrics = Metrics()
-        self.traces_endpoint = traces_endpoint
-        if traces_endpoint is not None:
-            self.ledger.on_end = self.send_trace
+        self.request_traces_endpoint = request_traces_endpoint
+        if request_traces_endpoint is not None:
+            self.ledger.on_end = self.send_request_trace
         self.scheduler_counters = CarriedCounters(anew=restarted)
         self.handlers |= {
             Tokenized: self.on_tokenized,
@@ -201,9 +201,9 @@ class Gateway(PublicActor):
             self.connections.send_deltas(connection, items, now)
             self.submissions.advance_probation()
 
-    def send_trace(self, request: Request) -> None:
+    def send_request_trace(self, request: Request) -> None:
         """Report the times of a request to the collector of traces."""
-        self.send(HostAddress.TRACES, trace_of(request, self.model, self.now))
+        self.send(HostAddress.REQUEST_TRACES, request_trace(request, self.model, self.now))
 
     # --- what comes back --------------------------------------------------------------------------
 
@@ -389,8 +389,8 @@ def build(context: StartContext) -> Gateway:
         restarted=context.restarted,
         default_deadline_s=options.default_deadline,
         dev_mode=options.server_dev_mode,
-        traces_endpoint=options.otlp_traces_endpoint,
+        request_traces_endpoint=options.otlp_traces_endpoint,
         lora_updates=options.lora_updates,
     )
-    gateway.public_keys = public_keys(options.curve_keys, options.curve_also)
+    gateway.allowed_clients = allowed_clients(options.curve_keys, options.curve_also)
     return gateway

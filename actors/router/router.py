@@ -38,8 +38,8 @@ from ...protocol.messages import (
 from ...runtime.actor import HostAddress
 from ..options import RouterOptions
 from ..public.actor import PublicActor
+from ..public.allowed_clients import allowed_clients
 from ..public.connections import PROBE_S, Connection
-from ..public.keys import public_keys
 from .admission import Admission
 from .open_requests import OpenRequests, Routed
 from .placement import Placement
@@ -272,7 +272,7 @@ def build(context: StartContext) -> Router:
         formats=options.formats,
         started_in=options.started_in,
     )
-    router.public_keys = public_keys(options.curve_keys, options.curve_also)
-    router.service_key = options.service_key
+    router.allowed_clients = allowed_clients(options.curve_keys, options.curve_also)
+    router.client_key = options.client_key
     router.watched_file = options.services_file
     return router

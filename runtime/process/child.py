@@ -58,8 +58,8 @@ class StartContext(Protocol):
         ...
 
 
-class Build:
-    """Times the phases of a start."""
+class ProcessStart:
+    """The `StartContext` of this process, which also times the phases of its start."""
 
     def __init__(
         self,
@@ -126,13 +126,13 @@ def live(factory: str, channel: socket.socket, *, in_hand: int | None = None, pr
         return 1
     if in_hand is not None:
         begin.in_hand = in_hand
-    build = Build(
+    context = ProcessStart(
         begin.options, begin.epoch, restarted=begin.restarted, crashed=begin.crashed, prepared=prepared
     )
     try:
-        host = start(factory, begin, build, channel)
+        host = start(factory, begin, context, channel)
     except Exception as error:
-        control.send(channel, failure(build.current, error))
+        control.send(channel, failure(context.current, error))
         return 1
     try:
         run(host)
@@ -143,11 +143,13 @@ def live(factory: str, channel: socket.socket, *, in_hand: int | None = None, pr
     return 0
 
 
-def start(factory: str, begin: control.Begin, build: Build, channel: socket.socket) -> Host | FrontendHost:
+def start(
+    factory: str, begin: control.Begin, context: ProcessStart, channel: socket.socket
+) -> Host | FrontendHost:
     """Build the actor and its sockets, and report that it is ready."""
     make: Callable[[StartContext], Actor | Frontend] = named(factory)
-    made = make(build)
-    build.phase("sockets")
+    made = make(context)
+    context.phase("sockets")
     prepare(control.AnyControl)
     facts = dict(made.facts)
     if isinstance(made, Actor):
@@ -164,7 +166,7 @@ def start(factory: str, begin: control.Begin, build: Build, channel: socket.sock
     gc.freeze()
     gc.set_threshold(GARBAGE)
     channel.setblocking(False)
-    control.send(channel, control.Ready(facts, build.ended()))
+    control.send(channel, control.Ready(facts, context.ended()))
     return host
 
 
@@ -191,7 +193,7 @@ def failure(phase: str, error: Exception) -> control.Failed:
         kind=type(error).__name__,
         message=str(error)[:8000],
         hint=getattr(error, "hint", ""),
-        trace="".join(traceback.format_exception(error))[-16000:],
+        traceback="".join(traceback.format_exception(error))[-16000:],
         of_another=getattr(error, "of_another", False),
         for_good=getattr(error, "for_good", False),
     )

@@ -1,8 +1,8 @@
 """The process host: runs one actor, turn by turn.
 
 It gives everything that arrives to the actor, and sends everything that the actor returns: to its peers
-(``mailboxes``), to clients (``public_socket``), to services that the actor is a client of (``services``), and to the
-supervisor. How a host waits between two turns is in ``loops``.
+(``mailboxes``), to clients (``public_socket``), to services that the actor is a client of (``service_sockets``), and to
+the supervisor. How a host waits between two turns is in ``loops``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from ..log import logger
 from ..request_trace import TraceExporter
 from ..supervision import control
 from .mailboxes import Mailboxes
-from .services import Services
+from .service_sockets import ServiceSockets
 from .watched_file import FileWatch
 
 if TYPE_CHECKING:
@@ -90,14 +90,14 @@ class Host:
         self.mailboxes = Mailboxes(self.context, begin)
         self.links = self.mailboxes.links
         self.public: PublicSocket | None = None
-        self.services: Services | None = None
-        """The connections of an actor that is itself a client of services."""
+        self.service_sockets: ServiceSockets | None = None
+        """For an actor that is itself a client of services."""
         if actor.sessions is not None:
-            self.services = Services(self.context, actor.sessions, actor.service_key)
+            self.service_sockets = ServiceSockets(self.context, actor.sessions, actor.client_key)
         self.file_watch = None if actor.watched_file is None else FileWatch(actor.watched_file)
-        self.traces: TraceExporter | None = None
-        if actor.traces_endpoint is not None:
-            self.traces = TraceExporter(actor.traces_endpoint)
+        self.request_traces: TraceExporter | None = None
+        if actor.request_traces_endpoint is not None:
+            self.request_traces = TraceExporter(actor.request_traces_endpoint)
         for name, (epoch, mailbox) in begin.peers.items():
             self.connect(name, epoch, mailbox)
 
@@ -105,7 +105,7 @@ class Host:
         """Bind the public socket; returns its real endpoint."""
         from .public_socket import PublicSocket  # imported only by the actor that clients speak to
 
-        self.public = PublicSocket(self.context, endpoint, self.actor.public_keys)
+        self.public = PublicSocket(self.context, endpoint, self.actor.allowed_clients)
         return self.public.endpoint
 
     def connect(self, name: str, epoch: int, mailbox: str) -> None:
@@ -174,9 +174,9 @@ class Host:
                 self.deliver_to_actor(to, message)
             elif to is HostAddress.LOG:
                 logger.info("%s", message)
-            elif to is HostAddress.TRACES:
-                assert self.traces is not None
-                self.traces.export(message)
+            elif to is HostAddress.REQUEST_TRACES:
+                assert self.request_traces is not None
+                self.request_traces.export(message)
             elif isinstance(to, HostAddress):
                 self.inform(control.AskActors())
             elif to in blocked:  # what could not be sent must not be overtaken
@@ -283,11 +283,11 @@ class Host:
 
     def receive_from_services(self) -> bool:
         """Handle what has arrived from services; True if there may be more."""
-        if self.services is None:
+        if self.service_sockets is None:
             return False
-        for message in self.services.arrived(MESSAGES_AT_ONCE):
+        for message in self.service_sockets.arrived(MESSAGES_AT_ONCE):
             self.handle(message.service, message)
-        return self.services.has_more
+        return self.service_sockets.has_more
 
     def digest_of_allowed(self, message: PublicIn) -> bytes:
         """The digest of a request; ``Quarantined`` if two incarnations of the actor have died while they took it in."""
@@ -362,8 +362,8 @@ class Host:
         if self.draining and self.actor.idle:
             self.draining = False
             control.send(self.channel, control.Drained())
-        if self.services is not None:
-            self.services.flush()
+        if self.service_sockets is not None:
+            self.service_sockets.flush()
         wake_at = self.actor.wake_at
         return None if wake_at is None else max(0.0, wake_at - now)
 
@@ -383,8 +383,8 @@ class Host:
     def close(self) -> None:
         if self.public is not None:
             self.public.close()
-        if self.services is not None:
-            self.services.close()
-        if self.traces is not None:
-            self.traces.close()
+        if self.service_sockets is not None:
+            self.service_sockets.close()
+        if self.request_traces is not None:
+            self.request_traces.close()
         self.context.destroy(linger=0)

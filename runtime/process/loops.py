@@ -82,7 +82,7 @@ def run_events(host: Host) -> None:
             for s in receivers:
                 if s not in readable and int(s.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                     readable.add(s)
-            if readable or more or (host.services is not None and host.services.look_again()):
+            if readable or more or (host.service_sockets is not None and host.service_sockets.look_again()):
                 loop.call_soon(turn)
             elif wait is not None:
                 if timer is not None:
@@ -95,8 +95,10 @@ def run_events(host: Host) -> None:
 
         for s in receivers:
             loop.add_reader(s.fileno(), arrived, s)
-        if host.services is not None:
-            host.services.watch(lambda fd, arrived: loop.add_reader(fd, arrived), loop.remove_reader, turn)
+        if host.service_sockets is not None:
+            host.service_sockets.watch(
+                lambda fd, arrived: loop.add_reader(fd, arrived), loop.remove_reader, turn
+            )
         loop.add_reader(host.channel.fileno(), turn)
         loop.call_soon(turn)
         await done

@@ -25,7 +25,7 @@ class Mailboxes:
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], begin: control.Begin) -> None:
         self.context = context
-        self.links = Links(begin.name, begin.epoch, begin.key)
+        self.links = Links(begin.name, begin.epoch, begin.frame_key)
         self.own = self.socket(zmq.PULL, RCVHWM=MAILBOX_MESSAGES)
         self.own.bind(begin.mailbox)
         self.outgoing: dict[str, zmq.Socket[bytes]] = {}

@@ -22,7 +22,7 @@ from zmq.utils.monitor import parse_monitor_message
 from ...protocol import limits
 from ...protocol.codec import encode
 from ...protocol.errors import SlipstreamError
-from ..guard import PublicSocketKeys, guard
+from ..guard import AllowedClients, guard
 from ..machine.socket_file import has_listener, path_of
 
 CLIENT_MESSAGES = 64
@@ -58,14 +58,14 @@ class PublicSocket:
     """A bound ROUTER socket."""
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, keys: PublicSocketKeys | None
+        self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, clients: AllowedClients | None
     ) -> None:
         refuse_endpoint_in_use(endpoint)
         self.socket = context.socket(zmq.ROUTER)
         for option, value in OPTIONS.items():
             self.socket.set(option, value)
-        if keys is not None:
-            guard(context, self.socket, keys)
+        if clients is not None:
+            guard(context, self.socket, clients)
         self.monitor = self.socket.get_monitor_socket(
             zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_MONITOR_STOPPED
         )

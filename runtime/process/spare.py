@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..supervision import control
-from .child import Build, StartContext, end, failure, live, named
+from .child import ProcessStart, StartContext, end, failure, live, named
 from .set_up import die_with_parent, set_up
 
 NICENESS = 19
@@ -31,13 +31,13 @@ def main(prepare: str, factory: str, fd: int, parent: int) -> int:
         message = control.receive(channel)
         if not isinstance(message, control.Prepare):
             return 1
-        build = Build(message.options, restarted=message.background)
+        context = ProcessStart(message.options, restarted=message.background)
         try:
-            prepared = prepare_with(prepare, factory, build)
+            prepared = prepare_with(prepare, factory, context)
         except Exception as error:
-            control.send(channel, failure(build.current, error))
+            control.send(channel, failure(context.current, error))
             return 1
-        control.send(channel, control.Ready({}, build.ended()))
+        control.send(channel, control.Ready({}, context.ended()))
         while True:
             message, descriptors = control.receive_with_files(channel, 3)
             if not isinstance(message, control.Fork):
@@ -57,19 +57,19 @@ def main(prepare: str, factory: str, fd: int, parent: int) -> int:
         return live(factory, channel, in_hand=in_hand, prepared=prepared)
 
 
-def prepare_with(prepare: str, factory: str, build: Build) -> Any:
+def prepare_with(prepare: str, factory: str, context: ProcessStart) -> Any:
     """The result of ``prepare``, after all imports that ``factory`` needs."""
     made: list[Any] = []
     errors: list[Exception] = []
 
     def work() -> None:
-        if build.restarted:
+        if context.restarted:
             os.setpriority(
                 os.PRIO_PROCESS, 0, NICENESS
             )  # of this thread; a fork has that of the one that forks
         try:
             make: Callable[[StartContext], Any] = named(prepare)
-            made.append(make(build))
+            made.append(make(context))
             named(factory)
         except Exception as error:
             errors.append(error)

@@ -29,8 +29,8 @@ class Briefing:
         self.status = status
         self.deaths = deaths
         self.directory = directory
-        self.key = os.urandom(16)
-        """The key with which frames between the actors begin, so that no frame of anybody else is accepted."""
+        self.frame_key = os.urandom(16)
+        """What frames between the actors begin with, so that no frame of anybody else is accepted."""
 
     def begin_of(self, spec: ChildSpec, epoch: int) -> control.Begin:
         """The first message to the incarnation ``epoch`` of a child."""
@@ -57,8 +57,8 @@ class Briefing:
             mailbox_of(spec, epoch, self.directory),
             peers,
             options,
-            restarted=self.status.restarts[spec.name] > 0,
+            restarted=self.status.restart_counts[spec.name] > 0,
             crashed=self.deaths.crashed(spec.name),
             quarantined=self.deaths.quarantined,
-            key=self.key if spec.role == "actor" else b"",
+            frame_key=self.frame_key if spec.role == "actor" else b"",
         )

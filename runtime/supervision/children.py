@@ -16,9 +16,10 @@ from typing import Any
 from ...protocol.actors import HELPERS
 from ...protocol.errors import SlipstreamError
 from ..in_hand import InHand
-from ..log import Output, logger, standard_error
+from ..log import logger, standard_error
 from ..machine.memory import private_bytes
 from . import control
+from .child_output import ChildOutput
 from .forked import ForkedProcess, fork_from
 from .liveness import Liveness
 
@@ -100,7 +101,7 @@ class Child:
     """The reason of its end, if it gave one."""
     forked: bool = False
     """Whether it was forked from the spare, and not started from nothing."""
-    output: Output | None = None
+    output: ChildOutput | None = None
     """Its output, where that is written as JSON; otherwise it goes straight to standard error."""
 
     @staticmethod
@@ -125,7 +126,7 @@ class Child:
                 with theirs:
                     in_hand = InHand.create()
                     undo.callback(in_hand.close)
-                    output = Output(spec.name) if collect_output else None
+                    output = ChildOutput(spec.name) if collect_output else None
                     if output is not None:
                         undo.callback(output.close)
                     try:
@@ -152,7 +153,9 @@ class Child:
         ours.setblocking(False)
         return child
 
-    def fork(self, channel: socket.socket, in_hand: InHand, output: Output | None) -> ForkedProcess | None:
+    def fork(
+        self, channel: socket.socket, in_hand: InHand, output: ChildOutput | None
+    ) -> ForkedProcess | None:
         """Have a spare fork an incarnation with these files. None if it cannot; then it is ended."""
         with open(os.devnull, "wb") as nothing:
             descriptor = standard_error() if output is None else output.writer
@@ -294,7 +297,7 @@ def mailbox_of(spec: ChildSpec, epoch: int, directory: Path) -> str:
 
 
 def start_process(
-    spec: ChildSpec, channel: socket.socket, in_hand: InHand, output: Output | None
+    spec: ChildSpec, channel: socket.socket, in_hand: InHand, output: ChildOutput | None
 ) -> subprocess.Popen[bytes]:
     """A new process, with these files."""
     if spec.keeps_at is not None:

@@ -47,7 +47,7 @@ class Begin(Control):
     """The file descriptor of ``InHand``."""
     quarantined: list[bytes] = []
     """Digests of requests that this one is not to meet, since others died while they handled them."""
-    key: bytes = b""
+    frame_key: bytes = b""
     """What frames between the actors of this service begin with."""
 
 
@@ -116,7 +116,7 @@ class Failed(Control):
     kind: str
     message: str
     hint: str = ""
-    trace: str = ""
+    traceback: str = ""
     of_another: bool = False
     """It ended because another of its group did."""
     for_good: bool = False

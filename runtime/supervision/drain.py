@@ -41,7 +41,7 @@ def drain(supervisor: Supervisor, names: list[str], timeout_s: float) -> bool:
 
 def returning_s(supervisor: Supervisor, child: Child) -> float:
     """Seconds for which the clients of the last incarnation of a child may still resend their requests to it."""
-    again = supervisor.status.restarts[child.spec.name] > 0
+    again = supervisor.status.restart_counts[child.spec.name] > 0
     return max(0.0, RETURN_S - child.lived_s(time.monotonic())) if again else 0.0
 
 

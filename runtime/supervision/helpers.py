@@ -71,7 +71,7 @@ class Helpers:
             state.on_death(time.monotonic())
             logger.warning("%s; it is tried again later", error)
             return
-        self.status.restarts[spec.name] += state.number > 1
+        self.status.restart_counts[spec.name] += state.number > 1
         self.children[spec.name] = child
 
     def on_ready(self, child: Child, now: float, *, serving: bool) -> None:

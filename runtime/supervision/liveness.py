@@ -73,19 +73,19 @@ class Liveness:
     @property
     def hangs_at(self) -> float | None:
         """The time at which it counts as hung if nothing more is heard; None while it has nothing to do."""
-        return min(self.ends)[0] if self.awake else None
+        return min(self.limits)[0] if self.awake else None
 
     @property
     def hangs_after_s(self) -> float:
         """The limit that it will reach first, in seconds."""
-        return min(self.ends)[1]
+        return min(self.limits)[1]
 
     @property
-    def ends(self) -> list[tuple[float, float]]:
+    def limits(self) -> list[tuple[float, float]]:
         """For each of its limits, the time at which it is reached, and the limit."""
         silence_s = min(self.limit_s, self.silence_s)
-        ends = [(self.heard_at + silence_s, silence_s)]
-        return [*ends, (self.forward_at + self.limit_s, self.limit_s)] if self.working else ends
+        limits = [(self.heard_at + silence_s, silence_s)]
+        return [*limits, (self.forward_at + self.limit_s, self.limit_s)] if self.working else limits
 
     def hung(self, now: float) -> bool:
         return self.hangs_at is not None and now >= self.hangs_at

@@ -33,8 +33,8 @@ class Spares(HelperRestarts):
         return "later" if first and self.from_the_first and self.running else "nothing"
 
     def is_to_blame(self, *, was_ready: bool, own_fault: bool) -> bool:
-        """Whether a fork that has ended lets believe that further ones would end as it did.
+        """Whether the end of a fork shows that further forks of this spare would end as it did.
 
-        It is one of this spare: no other is started before it is ready.
+        The fork was one of this spare: another spare is started only when all actors are ready.
         """
         return self.running and own_fault and not was_ready

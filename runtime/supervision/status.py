@@ -34,7 +34,7 @@ class Status:
     def __init__(self, children: dict[str, Child], endpoint: str) -> None:
         """``children``: those of the supervisor, by name, as they come and go. ``endpoint``: of the status socket."""
         self.children = children
-        self.restarts: Counter[str] = Counter()
+        self.restart_counts: Counter[str] = Counter()
         """How often each was started again since the start of the service."""
         self.counted: Counter[str] = Counter()
         """Counters of all incarnations that are gone."""
@@ -116,7 +116,7 @@ class Status:
     def report_counters(self) -> None:
         """Send the counters to the actors that answer questions about the service, if any counter has grown."""
         totals = self.counted.copy()
-        totals["actor_restarts"] = self.restarts.total()
+        totals["actor_restarts"] = self.restart_counts.total()
         for child in self.children.values():
             if child.running:
                 totals.update(counters_of(child))
@@ -148,7 +148,7 @@ class Status:
             state=child.state,
             pid=child.process.pid,
             epoch=child.epoch,
-            restarts=self.restarts[child.spec.name],
+            restarts=self.restart_counts[child.spec.name],
             uptime_s=round(now - child.since, 3),
             mailbox_depth=self.mailbox_depth(child),
             last_progress_s=0.0 if liveness is None else round(now - liveness.turned_at, 3),

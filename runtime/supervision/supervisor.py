@@ -338,11 +338,11 @@ class Supervisor:
             for spec in waiting:
                 self.spawn_first(spec)
         for spec in self.due.take(now):
-            self.status.restarts[spec.name] += 1
+            self.status.restart_counts[spec.name] += 1
             try:
                 self.spawn(spec)
             except CannotStart as error:
-                self.status.restarts[spec.name] -= 1
+                self.status.restart_counts[spec.name] -= 1
                 self.due.put_off(spec, now, error)
             else:
                 self.due.on_started(spec)
@@ -368,7 +368,7 @@ class Supervisor:
                 child.process.kill()
                 child.reap()
             del self.children[name]
-        self.status.restarts.update(spec.name for spec in self.specs if spec.name not in self.children)
+        self.status.restart_counts.update(spec.name for spec in self.specs if spec.name not in self.children)
         self.helpers.begin_anew()
         self.status.asking.clear()
         if not self.start() and not self.stop_requests.parent_gone:

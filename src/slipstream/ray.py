@@ -21,7 +21,7 @@ from .options.serve import ServeOptions
 from .protocol.client.asynchronous import AsyncClient
 from .protocol.errors import ServiceUnavailable
 from .ray_scaling import CACHE, OPEN, Progress, scaling
-from .runtime.keys import KeyFolder
+from .runtime.key_folder import KeyFolder
 from .runtime.options.sources import resolve
 from .runtime.options.table import table
 from .runtime.options.values import convert

@@ -16,7 +16,7 @@ import pytest
 from processes import Planted, alive, serve, until
 from slipstream.protocol.client_key import CLIENT_KEY_VARIABLE, ClientKey, client_key
 from slipstream.protocol.endpoints import check_endpoint
-from slipstream.runtime.keys import KeyFolder
+from slipstream.runtime.key_folder import KeyFolder
 from slipstream.runtime.machine.run_directory import clear_stale, run_directory, try_lock
 from slipstream.runtime.options.sources import resolve
 from web import Web

@@ -24,10 +24,11 @@ from typing import Any
 import pytest
 import yaml
 from slipstream.protocol.errors import SlipstreamError
-from slipstream.runtime.log import Output, configure, wants_json
+from slipstream.runtime.log import configure, wants_json
 from slipstream.runtime.options.command_line import add_arguments
 from slipstream.runtime.options.sources import resolve
 from slipstream.runtime.options.table import table
+from slipstream.runtime.supervision.child_output import ChildOutput
 from slipstream.runtime.supervision.notify import Notify
 
 from slipstream import Client, SamplingParams, Sidecar
@@ -180,7 +181,7 @@ def test_a_watchdog_of_another_process_is_not_fed_and_an_abstract_socket_works()
 
 def test_output_is_logged_line_by_line_whatever_the_pieces(capfd: pytest.CaptureFixture[str]) -> None:
     configure(as_json=True)
-    output = Output("executor")
+    output = ChildOutput("executor")
     for piece in (b"one\ntw", b"o\n\n\xff three", b" and more"):
         os.write(output.writer, piece)
         output.read()

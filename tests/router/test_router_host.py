@@ -52,12 +52,12 @@ def test_the_first_of_many_requests_leave_while_the_others_wait_to_be_taken_in(t
     router = Router("", "model", BOUNDS, [SERVICE], server="test", rng=random.Random(0))
     channel, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     in_hand = os.memfd_create("in hand")
-    begin = control.Begin("router", 1, f"ipc://{tmp_path}/router", {}, {}, in_hand=in_hand, key=b"k")
+    begin = control.Begin("router", 1, f"ipc://{tmp_path}/router", {}, {}, in_hand=in_hand, frame_key=b"k")
     host = Host(router, begin, its)
     requests = [Generate(id=str(number), prompt=[number]) for number in range(REQUESTS)]
     arrived = [encode_from_client(message) for message in (Hello(protocol=[1, 0]), *requests)]
     sent = Sent(router)
-    host.public, host.services = cast("Any", Arrived(arrived)), cast("Any", sent)
+    host.public, host.service_sockets = cast("Any", Arrived(arrived)), cast("Any", sent)
     with channel, its:
         host.do_due()
         welcome = Welcome(protocol=[1, 0], server="test", model="model", limits=BOUNDS)
@@ -69,6 +69,6 @@ def test_the_first_of_many_requests_leave_while_the_others_wait_to_be_taken_in(t
         host.do_due()
         assert sum(sent.numbers) >= REQUESTS
         assert max(sent.numbers) <= CLIENT_MESSAGES_AT_ONCE
-        host.public = host.services = None
+        host.public = host.service_sockets = None
         host.close()
     os.close(in_hand)

@@ -522,9 +522,9 @@ def test_neither_torch_nor_transformers_is_imported_and_memory_stays_small(tmp_p
 import re, sys
 from pathlib import Path
 from slipstream.actors.text import detokenizer
-from slipstream.runtime.process.child import Build
+from slipstream.runtime.process.child import ProcessStart
 told = {{"model": {str(tmp_path)!r}, "vocab_size": 300, "max_model_len": 2000, "eos_token_ids": []}}
-detokenizer.build(Build(told))
+detokenizer.build(ProcessStart(told))
 heavy = [name for name in ("torch", "transformers", "numpy", "huggingface_hub") if name in sys.modules]
 peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())
 print(heavy, int(peak[1]) // 1024)

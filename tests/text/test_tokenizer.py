@@ -21,7 +21,7 @@ from slipstream.protocol.errors import ModelNotSupported
 from slipstream.protocol.events import PeerUp
 from slipstream.protocol.internal import Cancel, Enqueue, Refused, Submit, Tokenized
 from slipstream.protocol.sampling import SamplingParams
-from slipstream.runtime.process.child import Build
+from slipstream.runtime.process.child import ProcessStart
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 SPECIAL = [
@@ -139,7 +139,7 @@ def write_model(folder: Path, config: dict[str, Any] | None = None, template: st
 def start(folder: Path, **options: Any) -> Tokenizer:
     vocab_size = load_tokenizer(folder).get_vocab_size()
     told = {"model": str(folder), "vocab_size": vocab_size, "max_model_len": 100, "eos_token_ids": []}
-    actor = build(Build(told | {"max_prompt_bytes": MAX_PROMPT_BYTES} | options))
+    actor = build(ProcessStart(told | {"max_prompt_bytes": MAX_PROMPT_BYTES} | options))
     assert isinstance(actor, Tokenizer)
     return actor
 
@@ -563,9 +563,9 @@ from pathlib import Path
 from slipstream.actors.text import tokenizer
 from slipstream.protocol.internal import Submit
 from slipstream.protocol.sampling import SamplingParams
-from slipstream.runtime.process.child import Build
+from slipstream.runtime.process.child import ProcessStart
 told = {{"model": {str(tmp_path)!r}, "vocab_size": 300, "max_model_len": 2000, "eos_token_ids": []}}
-actor = tokenizer.build(Build(told | {{"max_prompt_bytes": 4_000_000}}))
+actor = tokenizer.build(ProcessStart(told | {{"max_prompt_bytes": 4_000_000}}))
 actor.receive("", Submit(1, [{{"role": "user", "content": "hi " * 500}}], SamplingParams()), 0.0)
 heavy = [name for name in ("torch", "transformers", "numpy", "huggingface_hub") if name in sys.modules]
 peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())

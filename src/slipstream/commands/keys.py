@@ -22,7 +22,7 @@ def declare(parser: argparse.ArgumentParser) -> Run:
         from pathlib import Path
 
         from ..protocol.errors import InvalidRequest
-        from ..runtime.keys import KeyFolder
+        from ..runtime.key_folder import KeyFolder
 
         folder = KeyFolder(Path(found.folder))
         for name in found.names:

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..protocol.client.asynchronous import AsyncClient
 from ..protocol.errors import SlipstreamError
-from ..runtime.keys import KeyFolder
+from ..runtime.key_folder import KeyFolder
 from ..sidecar import RouterSidecar, Sidecar
 from .streams import MOST_PAUSE_S, TIMEOUT_S, StreamsDrill
 

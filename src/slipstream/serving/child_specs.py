@@ -16,7 +16,7 @@ from ..protocol.client_key import ClientKey
 from ..protocol.errors import InvalidRequest
 from ..protocol.limits import Limits
 from ..protocol.paths import absolute_path
-from ..runtime.keys import KeyFolder, new_pair
+from ..runtime.key_folder import KeyFolder, new_pair
 from ..runtime.supervision.children import ChildSpec
 
 

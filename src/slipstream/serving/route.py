@@ -69,7 +69,7 @@ def router_specs(options: RouteOptions, directory: Path) -> list[ChildSpec]:
         services=endpoints,
         services_file=None if options.services_file is None else absolute_path(options.services_file),
         started_in=working_folder(),
-        service_key=next((key for key in keys.values() if key is not None), None),
+        client_key=next((key for key in keys.values() if key is not None), None),
         model_name=welcome.model,
         limits=welcome.limits,
         formats=welcome.formats,

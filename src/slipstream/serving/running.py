@@ -93,7 +93,7 @@ def run(
             return DONE
         block = str(error) if isinstance(error, ChildFailed) else f"  cause   {error}"
         log_failure("slipstream could not start", block)
-        log_trace(error)
+        log_traceback(error)
         supervisor.stop()
         kind = USERS_ERRORS.get(getattr(error, "kind", ""), SlipstreamError)
         report_failed(options.ready_fd, kind.code, block)
@@ -121,7 +121,7 @@ def serve_until_stopped(supervisor: Supervisor, notify: Notify, shutdown_timeout
     except SlipstreamError as error:
         last_words = f"the service failed: {getattr(error, 'cause', error)}"
         log_failure("slipstream failed", str(error))
-        log_trace(error)
+        log_traceback(error)
         return FAILED
     finally:
         supervisor.stop(last_words)
@@ -139,11 +139,11 @@ def finish(supervisor: Supervisor, shutdown_timeout_s: float) -> bool:
     return drain(supervisor, answering, shutdown_timeout_s - soon) and not supervisor.cut_off
 
 
-def log_trace(error: Exception) -> None:
-    """The child's stack, for an error that is ours: not the user's, and not the machine's."""
+def log_traceback(error: Exception) -> None:
+    """The child's traceback, for an error that is ours: not the user's, and not the machine's."""
     failure = getattr(error, "failure", None)
     if failure is not None and failure.kind not in USERS_ERRORS and not failure.for_good:
-        logger.error("this is where it happened:", extra={"cause": failure.trace})
+        logger.error("this is where it happened:", extra={"cause": failure.traceback})
 
 
 def report_failed(fd: int | None, code: str, message: str) -> None:

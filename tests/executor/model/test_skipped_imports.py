@@ -13,9 +13,9 @@ PROGRAM = """
 import json, sys, time
 from pathlib import Path
 from slipstream.actors.executor.start.imports import import_transformers
-from slipstream.runtime.process.child import Build
+from slipstream.runtime.process.child import ProcessStart
 
-import_transformers(Build({}))
+import_transformers(ProcessStart({}))
 import torch
 from slipstream.actors.executor.model.loading.load import load_model
 from slipstream.serving.service import BUNDLED_MODEL

@@ -63,7 +63,7 @@ def hosted(
     ours.settimeout(TIMEOUT_S)
     in_hand = os.memfd_create("in hand")
     os.ftruncate(in_hand, 4096)
-    begin = control.Begin(actor.name, epoch, mailbox, peers, {}, in_hand=in_hand, key=b"k")
+    begin = control.Begin(actor.name, epoch, mailbox, peers, {}, in_hand=in_hand, frame_key=b"k")
     return Host(actor, begin, its), ours
 
 

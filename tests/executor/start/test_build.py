@@ -24,7 +24,7 @@ from slipstream.actors.scheduler.config import SchedulerConfig
 from slipstream.actors.scheduler.scheduler import Scheduler
 from slipstream.protocol.errors import InvalidRequest
 from slipstream.protocol.internal import Adapter
-from slipstream.runtime.process.child import Build
+from slipstream.runtime.process.child import ProcessStart
 
 from slipstream.options.serve import ServeOptions
 from slipstream.serving.service import executor_options
@@ -119,7 +119,7 @@ def test_a_gpu_that_is_not_there_is_the_users_mistake_at_first_and_lost_later(re
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     options = executor_options(ServeOptions(device="cuda"), MODEL)
-    context = Build({}, restarted=restarted)
+    context = ProcessStart({}, restarted=restarted)
     with pytest.raises(DeviceLost if restarted else InvalidRequest, match="sees no CUDA device"):
         import_libraries(context, options)
 
@@ -132,7 +132,7 @@ def test_the_ledger_of_an_emulated_cache_is_no_larger_than_one_that_is_built_at_
     slots, length = 1024, 1 << 20
     served = ServeOptions(device="emulated", max_num_seqs=slots)
     options = executor_options(served, replace(MODEL, max_model_len=length))
-    executor = build.build(Build(msgspec.to_builtins(options)))
+    executor = build.build(ProcessStart(msgspec.to_builtins(options)))
     assert isinstance(executor, Executor)
     scheduler = Scheduler(SchedulerConfig(slots, None, length, 2, ()))
     tracemalloc.start()

@@ -27,11 +27,11 @@ for name in ("_lazy_init", "get_device_capability", "get_device_properties", "cu
     setattr(torch.cuda, name, touched)
 
 from slipstream.options.serve import ServeOptions
-from slipstream.runtime.process.child import Build
+from slipstream.runtime.process.child import ProcessStart
 from slipstream.serving.service import service_specs
 
 spare = next(spec for spec in service_specs(ServeOptions(device="cuda"), Path("/tmp")) if spec.role == "spare")
-prepared = prepare(Build(spare.options))
+prepared = prepare(ProcessStart(spare.options))
 
 import slipstream.actors.executor.start.build
 

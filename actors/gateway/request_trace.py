@@ -22,7 +22,7 @@ ASKED = {
 """Attributes of the parameters of sampling."""
 
 
-def trace_of(request: Request, model: str, now: float) -> RequestTrace:
+def request_trace(request: Request, model: str, now: float) -> RequestTrace:
     """The request from its arrival until now, with the parts that it went through."""
     operation = "chat" if request.marks else "text_completion"
     begun, first = request.accepted_at, request.first_at
