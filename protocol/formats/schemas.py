@@ -39,6 +39,19 @@ SILENT = frozenset(
 )
 """Keywords that no value can offend, those that OpenAPI adds among them, as pydantic writes them."""
 
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "propertyNames": (True, {}, {"type": "string"}),
+    "uniqueItems": (False,),
+    "unevaluatedProperties": (True, {}),
+    "unevaluatedItems": (True, {}),
+    "additionalItems": (True, {}),
+    "dependentRequired": ({},),
+    "dependentSchemas": ({},),
+    "not": (False,),
+}
+"""Keywords with the values that hold for whatever they are asked about, as generators of schemas write them: zod of
+each record that its names are texts, others that an array may have an item twice."""
+
 NUMBER = (int, float)
 
 LOOSE = frozenset({"oneOf", "allOf", "minProperties", "maxProperties"})
@@ -84,7 +97,7 @@ def bare(schema: Any) -> Any:
             made[key] = value
         elif key in NAMED and isinstance(value, dict):
             made[key] = {name: bare(each) for name, each in value.items()}
-        elif not is_silent(key):
+        elif not asks_nothing(key, value):
             made[key] = bare(value)
     return made
 
@@ -99,15 +112,21 @@ def pattern_in(schema: Any) -> str:
         if key in PATTERNS:
             return str(key)
         named = key in NAMED and isinstance(value, dict)
-        found = "" if key in VALUES or is_silent(key) else pattern_in([*value.values()] if named else value)
+        passed = key in VALUES or asks_nothing(key, value)
+        found = "" if passed else pattern_in([*value.values()] if named else value)
         if found:
             return found
     return ""
 
 
-def is_silent(key: str) -> bool:
-    """Whether a keyword offends no value, as those of a user's own that begin with ``x-``."""
-    return key in SILENT or key.startswith("x-")
+def asks_nothing(key: str, value: Any) -> bool:
+    """Whether a keyword of a schema can be offended by nothing, as those of a user's own that begin with ``x-``."""
+    return key in SILENT or key.startswith("x-") or is_neutral(key, value)
+
+
+def is_neutral(key: str, value: Any) -> bool:
+    """Whether a keyword has a value that asks for nothing, though others do."""
+    return any(same(neutral, value) for neutral in NEUTRAL.get(key, ()))
 
 
 def types_of(value: Any) -> frozenset[str]:
@@ -198,7 +217,7 @@ class Schema:
             return
         another = another or (depth > 0 and is_another(schema))
         for key, value in schema.items():
-            if is_silent(key):
+            if asks_nothing(key, value):
                 continue
             if key not in CHECKED:
                 raise self.not_held(f"{key!r:.80}")

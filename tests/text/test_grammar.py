@@ -27,12 +27,13 @@ from slipstream.actors.executor.step.emulated_runner import EmulatedRunner
 from slipstream.actors.scheduler.config import SchedulerConfig
 from slipstream.actors.scheduler.scheduler import Scheduler
 from slipstream.actors.text.grammars.grammar import GrammarCompiler
-from slipstream.actors.text.grammars.notation import with_references
+from slipstream.actors.text.grammars.notation import as_known
 from slipstream.actors.text.tokenizer import Tokenizer
 from slipstream.actors.text.vocabulary.tokenizer_files import load_tokenizer
 from slipstream.protocol.errors import InvalidRequest
 from slipstream.protocol.events import Completed
 from slipstream.protocol.formats.moved_schemas import moved
+from slipstream.protocol.formats.tools import offer_of
 from slipstream.protocol.internal import Capacity, Enqueue, Join, Refused, Sampled, Submit
 from slipstream.protocol.limits import MAX_CHOICE_STRINGS, MAX_GRAMMAR_BYTES, Limits
 from slipstream.protocol.messages import Generate
@@ -152,7 +153,40 @@ def test_a_reference_may_have_the_name_as_it_is(tokenizer: Tokenizer, name: str)
     tokens = byte_tokenizer().encode('{"r": "ä"}').ids
     assert matcher.try_consume_tokens(tokens) == len(tokens)
     plain = {"const": {"$ref": f"#/{name}"}, "properties": {"$ref": {"enum": [{"$ref": "ä"}]}}}
-    assert with_references(plain) == plain
+    assert as_known(plain) == plain
+
+
+@pytest.mark.parametrize(
+    "neutral",
+    [
+        {"propertyNames": {"type": "string"}},
+        {"propertyNames": True},
+        {"items": {"uniqueItems": False}},
+        {"unevaluatedProperties": True},
+        {"properties": {"a": {"unevaluatedItems": {}, "additionalItems": True}}},
+        {"dependentRequired": {}, "dependentSchemas": {}},
+        {"not": False},
+    ],
+    ids=str,
+)
+def test_a_keyword_whose_value_asks_for_nothing_is_no_keyword_that_cannot_be_followed(
+    tokenizer: Tokenizer, neutral: dict[str, Any]
+) -> None:
+    """As zod writes of each record that its names are texts."""
+    assert isinstance(submit(tokenizer, 1, json_schema=neutral)[1][1], Enqueue)
+    tools = [{"type": "function", "function": {"name": "f", "strict": True, "parameters": neutral}}]
+    offer_of(tools, "auto", None)
+    named = {"properties": dict.fromkeys(neutral, {"type": "string"})}  # of a user's own, which stay
+    assert as_known(named) == named
+
+
+def test_a_schema_that_is_too_deep_is_refused_with_advice_that_can_be_followed() -> None:
+    """Few fields of HTTP take a schema as text, so that to give it as one was no advice."""
+    schema: dict[str, Any] = {"type": "integer"}
+    for _ in range(20):
+        schema = {"properties": {"a": schema}}
+    with pytest.raises(InvalidRequest, match=r"deeper than 32 lists and maps; make it flatter, .* \$defs"):
+        check(json_schema=schema)
 
 
 @functools.cache

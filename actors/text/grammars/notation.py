@@ -13,6 +13,7 @@ from llguidance import regex_to_lark
 from llguidance.gbnf_to_lark import any_to_lark
 
 from ....protocol.formats.moved_schemas import NAMED, VALUES
+from ....protocol.formats.schemas import is_neutral
 from ....protocol.sampling import Grammar
 
 JSON_STYLE = {
@@ -81,18 +82,18 @@ def json_schema(source: str, control: Collection[str]) -> str:
 
 
 def json_rule(schema: dict[str, Any], style: dict[str, Any] = JSON_STYLE) -> str:
-    return f"%json {json.dumps(with_references(schema) | {'x-guidance': style})}"
+    return f"%json {json.dumps(as_known(schema) | {'x-guidance': style})}"
 
 
 NO_URI = re.compile(r"%(?![0-9A-Fa-f]{2})|[^%!$&'()*+,./0-9:;=?@A-Z_a-z~-]")
 """What a URI can only have in the form ``%20``."""
 
 
-def with_references(schema: Any) -> Any:
-    """A schema whose references are URIs, as the library wants them. pydantic writes the names of classes into them as
-    they are, in any script."""
+def as_known(schema: Any) -> Any:
+    """A schema as the library wants it: references are URIs, though pydantic writes the names of classes into them as
+    they are, in any script; and no keyword, which it may not know, is there only to ask for nothing."""
     if isinstance(schema, list):
-        return [with_references(item) for item in schema]
+        return [as_known(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
     made: dict[str, Any] = {}
@@ -100,12 +101,12 @@ def with_references(schema: Any) -> Any:
         if key in VALUES:
             made[key] = value
         elif key in NAMED and isinstance(value, dict):
-            made[key] = {name: with_references(each) for name, each in value.items()}
+            made[key] = {name: as_known(each) for name, each in value.items()}
         elif key == "$ref" and isinstance(value, str):
             before, mark, path = value.partition("#")
             made[key] = before + mark + NO_URI.sub(lambda found: quote(found[0], safe=""), path)
-        else:
-            made[key] = with_references(value)
+        elif not is_neutral(key, value):
+            made[key] = as_known(value)
     return made
 
 
