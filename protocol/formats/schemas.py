@@ -80,7 +80,8 @@ CHECKED: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(
         ("minProperties", "maxProperties", "minItems", "maxItems", "minLength", "maxLength"), NUMBER
     ),
-    **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"), NUMBER),
+    **dict.fromkeys(("minimum", "maximum", "multipleOf"), NUMBER),
+    **dict.fromkeys(("exclusiveMinimum", "exclusiveMaximum"), (*NUMBER, bool)),
 }
 """Keywords that ``Schema.fits`` knows, those of ``PATTERNS`` aside, and what each may be."""
 
@@ -223,7 +224,8 @@ class Schema:
                 raise self.not_held(f"{key!r:.80}")
             self.plain = self.plain and key not in LOOSE
             names = value if key == "required" or (key == "type" and isinstance(value, list)) else ()
-            if not isinstance(value, CHECKED[key]) or not all(isinstance(name, str) for name in names):
+            flag = isinstance(value, bool) and CHECKED[key] is NUMBER
+            if flag or not isinstance(value, CHECKED[key]) or not all(isinstance(name, str) for name in names):
                 raise self.problem(f"has {key}={brief(value)}, which is no JSON Schema")
             if key == "$ref" and isinstance(value, str) and (another or self.target(value) is None):
                 raise self.problem(
@@ -359,8 +361,18 @@ def within(schema: dict[str, Any], low: str, high: str, size: float) -> bool:
 
 def holds_number(schema: dict[str, Any], value: float) -> bool:
     step = schema.get("multipleOf")
+    low, high = schema.get("minimum", -math.inf), schema.get("maximum", math.inf)
     return (
-        schema.get("minimum", -math.inf) <= value <= schema.get("maximum", math.inf)
-        and schema.get("exclusiveMinimum", -math.inf) < value < schema.get("exclusiveMaximum", math.inf)
+        low <= value <= high
+        and exclusive(schema, "exclusiveMinimum", low, -math.inf) < value
+        and value < exclusive(schema, "exclusiveMaximum", high, math.inf)
         and (not step or math.isclose(value / step, round(value / step), abs_tol=1e-9))
     )
+
+
+def exclusive(schema: dict[str, Any], key: str, bound: float, none: float) -> float:
+    """What a number must not reach. In OpenAPI 3.0, as in draft 4, the keyword says of ``bound`` whether it is so."""
+    given: float = schema.get(key, none)
+    if isinstance(given, bool):
+        return bound if given else none
+    return given

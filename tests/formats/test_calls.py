@@ -787,7 +787,27 @@ def test_a_strict_schema_may_say_what_no_value_can_offend() -> None:
         answer = f"<tool_call>{json.dumps({'name': 'f', 'arguments': arguments})}</tool_call>"
         assert len(read(answer, offered=offered)[1]) == calls
     with pytest.raises(InvalidRequest, match="has 'dependentRequired'"):
-        offer(strictly({"dependentRequired": {}}), "auto", None)
+        offer(strictly({"dependentRequired": {"a": ["b"]}}), "auto", None)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "valid", "invalid"),
+    [
+        ({"minimum": 3, "exclusiveMinimum": True}, 4, 3),
+        ({"minimum": 0, "exclusiveMinimum": False}, 0, -1),
+        ({"maximum": 5, "exclusiveMaximum": True}, 4, 5),
+        ({"maximum": 5, "exclusiveMaximum": False}, 5, 6),
+        ({"exclusiveMinimum": 2, "exclusiveMaximum": 4}, 3, 4),
+    ],
+    ids=str,
+)
+def test_a_bound_may_say_that_it_is_exclusive(bounds: dict[str, Any], valid: int, invalid: int) -> None:
+    """As schemas of OpenAPI 3.0 do: true and false were taken for the numbers 1 and 0."""
+    schema = Schema({"properties": {"a": bounds}}, "x").check()
+    assert schema.fits({"a": valid})
+    assert not schema.fits({"a": invalid})
+    with pytest.raises(InvalidRequest, match="minLength=True, which is no JSON Schema"):
+        Schema({"minLength": True}, "x").check()
 
 
 @pytest.mark.parametrize(
