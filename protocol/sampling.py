@@ -234,7 +234,8 @@ def as_json(name: str, value: dict[str, Any] | list[Any]) -> str:
         layer = [item for part in layer for item in inside(part)]
     if layer:
         raise InvalidRequest(
-            f"{name} is nested deeper than {limits.MAX_DEPTH} lists and maps; make it flatter, as a schema is whose parts are in $defs",
+            f"{name} is nested deeper than {limits.MAX_DEPTH} lists and maps; make it flatter, as a schema is whose"
+            " parts are in $defs",
             param=name,
         )
     try:

@@ -225,7 +225,11 @@ class Schema:
             self.plain = self.plain and key not in LOOSE
             names = value if key == "required" or (key == "type" and isinstance(value, list)) else ()
             flag = isinstance(value, bool) and CHECKED[key] is NUMBER
-            if flag or not isinstance(value, CHECKED[key]) or not all(isinstance(name, str) for name in names):
+            if (
+                flag
+                or not isinstance(value, CHECKED[key])
+                or not all(isinstance(name, str) for name in names)
+            ):
                 raise self.problem(f"has {key}={brief(value)}, which is no JSON Schema")
             if key == "$ref" and isinstance(value, str) and (another or self.target(value) is None):
                 raise self.problem(

@@ -176,7 +176,7 @@ def test_a_keyword_whose_value_asks_for_nothing_is_no_keyword_that_cannot_be_fol
     assert isinstance(submit(tokenizer, 1, json_schema=neutral)[1][1], Enqueue)
     tools = [{"type": "function", "function": {"name": "f", "strict": True, "parameters": neutral}}]
     offer_of(tools, "auto", None)
-    named = {"properties": dict.fromkeys(neutral, {"type": "string"})}  # of a user's own, which stay
+    named = {"properties": {key: {"type": "string"} for key in neutral}}  # of a user's own, which stay
     assert as_known(named) == named
 
 
