@@ -22,13 +22,11 @@ SERVED_FILES = ("*.json", "*.safetensors", "*.jinja")
 """What is fetched of a model on the Hub. Pickled weights are not: a pickle can run any code."""
 
 PICKLES = (".bin", ".pt", ".pth")
-"""The ends of the names that they have."""
-
-DEFAULT_TEMPLATE = "default"
-"""The name of a chat template that has none."""
+"""Ends of the names of files with pickled weights."""
 
 HUB_TIMEOUT_S = 3.0
 """How long the Hub may take to accept a connection before it counts as out of reach."""
+
 LENGTH_NAMES = (
     "max_position_embeddings",
     "n_positions",
@@ -40,7 +38,7 @@ LENGTH_NAMES = (
 )
 """What configurations call the number of positions, the usual name first."""
 
-LEFT_OUT: dict[str, dict[str, int]] = {
+CONFIG_DEFAULTS: dict[str, dict[str, int]] = {
     "gemma3_text": {"vocab_size": 262_208, "max_position_embeddings": 131_072},
     "gemma3n_text": {"vocab_size": 262_400, "max_position_embeddings": 32_768},
     "gemma4_text": {"vocab_size": 262_144, "max_position_embeddings": 131_072},
@@ -48,7 +46,7 @@ LEFT_OUT: dict[str, dict[str, int]] = {
 }
 """By the type of a decoder, what published configurations leave to the defaults that transformers has for it."""
 
-MOST = {
+LARGEST_SIZES = {
     **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers"), 2048),
     **dict.fromkeys(("hidden_size", "n_embd", "intermediate_size"), 1 << 20),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "head_dim"), 1 << 14),
@@ -114,7 +112,9 @@ class Checkpoint:
             given = source.get("eos_token_id")
             ids = given if isinstance(given, list) else [] if given is None else [given]
             if not all(
-                isinstance(token, int) and not isinstance(token, bool) and abs(token) <= MOST["vocab_size"]
+                isinstance(token, int)
+                and not isinstance(token, bool)
+                and abs(token) <= LARGEST_SIZES["vocab_size"]
                 for token in ids
             ):
                 raise ModelNotSupported(
@@ -210,60 +210,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-MAX_TEMPLATE_BYTES = 1024 * 1024
-"""Most bytes of a chat template; the longest of known ones has 30 KB."""
-
-
-def read_template(path: Path) -> str:
-    """The source of a chat template; ``ModelNotSupported`` if the file cannot be read as text."""
-    if path.exists() and not path.is_file() and not path.is_dir():  # to read a pipe is to wait for ever
-        raise ModelNotSupported(f"the chat template {path} is no file")
-    try:
-        with path.open(encoding="utf-8-sig") as file:  # some editors begin a file with a byte order mark
-            text = file.read(MAX_TEMPLATE_BYTES + 1)
-        if len(text) > MAX_TEMPLATE_BYTES:
-            raise ModelNotSupported(f"the chat template {path} has more than {MAX_TEMPLATE_BYTES} characters")
-        return text
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelNotSupported(f"the chat template {path} cannot be read: {error}") from None
-
-
-def chat_template_sources(folder: Path) -> dict[str, str]:
-    """A model's chat templates by name, from every place where transformers writes them or once wrote them."""
-    found: dict[str, str] = {}
-    for name in ("tokenizer_config.json", "chat_template.json"):
-        given = read_json(folder / name).get("chat_template")
-        if isinstance(given, list) and all(isinstance(entry, dict) for entry in given):
-            given = {entry.get("name"): entry.get("template") for entry in given}
-        if isinstance(given, str):
-            given = {DEFAULT_TEMPLATE: given}
-        given = {} if given is None else given
-        if not isinstance(given, dict) or not all(
-            isinstance(text, str) for pair in given.items() for text in pair
-        ):
-            raise ModelNotSupported(
-                f"{folder / name} has {given!r:.80} as chat_template; expected a text, or texts by their names"
-            )
-        found |= given
-    for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
-        found[path.stem] = read_template(path)
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        found[DEFAULT_TEMPLATE] = read_template(path)
-    return found
-
-
 def decoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of a model's configuration that describes its decoder."""
     text = config.get("text_config")
     found = text if isinstance(text, Mapping) else config
-    left_out = LEFT_OUT.get(str(found.get("model_type")))
-    return found if left_out is None else {**left_out, **found}
+    defaults = CONFIG_DEFAULTS.get(str(found.get("model_type")))
+    return found if defaults is None else {**defaults, **found}
 
 
 def check_sizes(decoder: Mapping[str, Any]) -> None:
     """ModelNotSupported for sizes that no model has: building such a one would end for lack of time or memory."""
-    for name, most in MOST.items():
+    for name, most in LARGEST_SIZES.items():
         size = decoder.get(name)
         if isinstance(size, int) and not 1 <= size <= most:
             raise ModelNotSupported(f"config.json states {name}={size}; it must be from 1 to {most}")

@@ -57,12 +57,12 @@ class SchedulerOptions(ModelOptions):
 class Measured:
     """The findings of an executor on a GPU when it ran its largest steps, for the executors after it."""
 
-    step_bytes: int
-    """In which the largest step works that can be captured."""
-    room: int
-    """Bytes that were taken for all steps."""
-    steps: tuple[tuple[int, int], ...]
-    """As ``Capacity.steps``."""
+    captured_step_bytes: int
+    """Bytes in which the largest step works that can be captured as a graph."""
+    all_steps_bytes: int
+    """Bytes in which the largest step of any kind works."""
+    step_times: tuple[tuple[int, int], ...]
+    """As ``Capacity.step_times``."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,7 +114,7 @@ class Rule:
     budget: Callable[[], PrefillBudget] = PrefillBudget
     timing: Callable[[], PlanTiming] = PlanTiming
     sizes: tuple[int, ...] = SIZES
-    """As ``Capacity.sizes``."""
+    """As ``Capacity.step_sizes``."""
 
 
 RULES = {
@@ -144,7 +144,10 @@ class Simulation:
         self.times: list[list[float]] = [[] for _ in self.arrivals]
         steps = [(tokens, int(load.device.step_s(1, tokens) * 1e9)) for tokens in (16, 2047)]
         self.at(
-            0.0, Capacity(1 + ROWS * LENGTH // BLOCK_SIZE, BLOCK_SIZE, steps=steps, sizes=list(rule.sizes))
+            0.0,
+            Capacity(
+                1 + ROWS * LENGTH // BLOCK_SIZE, BLOCK_SIZE, step_times=steps, step_sizes=list(rule.sizes)
+            ),
         )
         for number, (when, tokens_in, tokens_out) in enumerate(self.arrivals):
             params = SamplingParams(max_tokens=tokens_out, seed=number, ignore_eos=True)

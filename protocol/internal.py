@@ -122,8 +122,8 @@ class Capacity(Internal):
     block_size: int
     crashed: bool = False
     """Whether the executor before this one ended by its own fault: what it was computing may have been the cause."""
-    steps: list[tuple[int, int]] = []
-    """Steps that it ran before it was ready, from small to large: the number of tokens, and the time in ns."""
+    step_times: list[tuple[int, int]] = []
+    """Of steps that it ran before it was ready, from small to large: the number of tokens, and the time in ns."""
     max_num_batched_tokens: int | None = None
     """Most tokens of a step, for which it has buffers. The default depends on the device, so the executor says it."""
     prefix_caching: bool = True
@@ -132,7 +132,7 @@ class Capacity(Internal):
     """The adapters that are loaded."""
     adapter_slots: int = 0
     """Most adapters that it can have loaded at once."""
-    sizes: list[int] = []
+    step_sizes: list[int] = []
     """The numbers of tokens, in ascending order, to which it pads steps that have a prompt. Empty: it does not pad."""
 
 
@@ -254,7 +254,7 @@ class Plan(OfStep):
     """Pairs (slot, tokens) of int32: how much of a prompt runs in this step."""
 
 
-class Forget(Internal):
+class ClearBatch(Internal):
     """executor → its other ranks: forget all sequences, since the next plans are those of a new scheduler."""
 
 
@@ -399,7 +399,7 @@ class Spans(Internal):
 
 AnyInternal = (
     Submit | Tokenized | Refused | Enqueue | Cancel | ForgetCache | Capacity | Plan | Sampled | Tokens | Texts | Matched
-    | Forget | CaptureNext | DumpTrace | Spans | ListAdapters | AddAdapter | RemoveAdapter | AdapterAnswer
+    | ClearBatch | CaptureNext | DumpTrace | Spans | ListAdapters | AddAdapter | RemoveAdapter | AdapterAnswer
     | FillAdapterSlot | AdapterSlotFilled | FreeAdapterSlot | AdapterSlotFreed
 )  # fmt: skip
 

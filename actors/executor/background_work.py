@@ -28,15 +28,15 @@ class BackgroundWork:
         pipeline: Pipeline,
         *,
         catching_up: bool = False,
-        repeats: Callable[[], bool] | None = None,
+        missed_twice: Callable[[], bool] | None = None,
     ) -> None:
         """``do_piece`` does one piece, and returns the seconds that it took; None: nothing was left. ``catching_up``:
-        steps are slower until all pieces are done, so they are done between steps too, and at once where ``repeats``
-        says that a piece was missed by two steps."""
+        steps are slower until all pieces are done, so they are done between steps too, and at once where
+        ``missed_twice`` says that two steps have missed the same piece."""
         self.do_piece = do_piece
         self.pipeline = pipeline
         self.catching_up = catching_up
-        self.repeats = repeats
+        self.missed_twice = missed_twice
         self.busy_at = -IDLE_S
         """When there was last something to run."""
         self.rest_until = 0.0
@@ -74,4 +74,4 @@ class BackgroundWork:
         """
         if not self.catching_up or self.pipeline.awaiting_masks is not None:
             return False
-        return now >= self.rest_until or (self.repeats is not None and self.repeats())
+        return now >= self.rest_until or (self.missed_twice is not None and self.missed_twice())

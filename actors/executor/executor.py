@@ -48,12 +48,12 @@ class Executor(StepActor):
         step_limit: StepLimit | None = None,
         *,
         catching_up: bool = False,
-        repeats: Callable[[], bool] | None = None,
+        missed_twice: Callable[[], bool] | None = None,
         adapters: LoadedAdapters | None = None,
     ) -> None:
-        """``background_work`` does one piece of it; this, ``catching_up`` and ``repeats`` are as in `BackgroundWork`.
-        ``repeats`` is asked only after a crash: suspects then run one by one, in steps that are small and all alike,
-        so that what was slow twice would be slow for all that still wait.
+        """``background_work`` does one piece of it; this, ``catching_up`` and ``missed_twice`` are as in
+        `BackgroundWork`. ``missed_twice`` is asked only after a crash: suspects then run one by one, in steps that are
+        small and all alike, so that what was slow twice would be slow for all that still wait.
 
         ``masks`` are left out where no sequence has a grammar; ``step_limit`` as in `StepActor`. ``adapters``
         are left out where there is no room for any.
@@ -62,9 +62,9 @@ class Executor(StepActor):
         self.background_work: BackgroundWork | None = None
         if background_work is not None:
             if not capacity.crashed:
-                repeats = None
+                missed_twice = None
             self.background_work = BackgroundWork(
-                background_work, pipeline, catching_up=catching_up, repeats=repeats
+                background_work, pipeline, catching_up=catching_up, missed_twice=missed_twice
             )
             self.wake_at = 0.0
             if catching_up:

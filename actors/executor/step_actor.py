@@ -29,7 +29,7 @@ class StepActor(Actor):
         super().__init__()
         self.pipeline, self.batch, self.facts = pipeline, batch, facts
         self.step_limit = step_limit
-        self.sizes: dict[int, int] = {}
+        self.tokens_of: dict[int, int] = {}
         """The number of tokens of each step under way."""
         self.completions_fd = pipeline.device.completions_fd
         self.tracks = tuple(f"{name}.{rank}" if rank else name for name in ("h2d", "compute", "d2h"))
@@ -46,7 +46,7 @@ class StepActor(Actor):
     @property
     def hang_limit_s(self) -> float | None:
         step_limit = self.step_limit
-        return None if step_limit is None or not step_limit.measured else step_limit.limit_s
+        return None if step_limit is None or not step_limit.largest_step else step_limit.limit_s
 
     def next_completion(self) -> float | None:
         under_way = self.pipeline.under_way
@@ -56,7 +56,7 @@ class StepActor(Actor):
         """Stage the step of a plan and queue it on the device, as far as that is possible without masks."""
         slot = self.pipeline.acquire()
         step = self.batch.stage(plan, self.pipeline.device.array(slot.staging))
-        self.sizes[plan.step] = step.layout.tokens
+        self.tokens_of[plan.step] = step.layout.tokens
         self.pipeline.launch(slot, plan.step, step)
         return step
 
@@ -66,7 +66,7 @@ class StepActor(Actor):
         for result in completed:
             self.progress += 1
             self.trace(result)
-            tokens = self.sizes.pop(result.number)
+            tokens = self.tokens_of.pop(result.number)
             if self.step_limit is not None:
                 begun, ended = result.compute
                 self.step_limit.learn(tokens, (ended - begun) * 1e-9)

@@ -20,13 +20,13 @@ class StepLimit:
         self.max_tokens = max_tokens
         self.most_s = most_s
         self.limit_s = most_s
-        self.measured = 0
-        """Tokens of the largest step until now, from which larger ones are expected."""
+        self.largest_step = 0
+        """Tokens of the largest step until now, from whose time that of larger ones is expected; 0: there was none."""
 
     def learn(self, tokens: int, seconds: float) -> None:
         """A step of ``tokens`` tokens took ``seconds``."""
-        if tokens < self.measured:
+        if tokens < self.largest_step:
             return
-        self.measured = tokens
+        self.largest_step = tokens
         expected = seconds * self.max_tokens / max(1, tokens)
         self.limit_s = min(self.most_s, max(LEAST_S, MARGIN * expected))

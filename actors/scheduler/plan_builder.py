@@ -22,8 +22,8 @@ class PlanBuilder:
     """Tokens that the step can still take."""
     tokens: int = 0
     """The number of tokens in the step."""
-    sizes: tuple[int, ...] = ()
-    """As ``Capacity.sizes``."""
+    step_sizes: tuple[int, ...] = ()
+    """As ``Capacity.step_sizes``."""
     joins: list[Join] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
     """Pairs of slot and block, flattened; ``copies`` (from, to) and ``chunks`` (slot, tokens) are laid out alike."""
@@ -58,8 +58,8 @@ class PlanBuilder:
     def fitting(self, tokens: int) -> int:
         """How many of these ``tokens`` to take of a prompt that does not fit: so many that the step needs no padding,
         which would take the device as long as tokens do."""
-        place = bisect_right(self.sizes, self.tokens + tokens)
-        size = self.sizes[place - 1] if place else 0
+        place = bisect_right(self.step_sizes, self.tokens + tokens)
+        size = self.step_sizes[place - 1] if place else 0
         return size - self.tokens if size > self.tokens else tokens
 
 

@@ -47,8 +47,8 @@ class Planner:
         self.deaths = deaths
         self.counters = counters
         self.prefill_budget = PrefillBudget()
-        self.sizes: tuple[int, ...] = ()
-        """As ``Capacity.sizes``."""
+        self.step_sizes: tuple[int, ...] = ()
+        """As ``Capacity.step_sizes``."""
         self.max_batched_tokens = 0
         """Most tokens of a step."""
         self.admitted: list[tuple[Sequence, int]] = []
@@ -61,8 +61,8 @@ class Planner:
         if tokens is None:
             raise RuntimeError("neither the options nor the executor say how many tokens a step may have")
         self.max_batched_tokens = tokens
-        self.prefill_budget.begin(capacity.steps)
-        self.sizes = tuple(capacity.sizes)
+        self.prefill_budget.begin(capacity.step_times)
+        self.step_sizes = tuple(capacity.step_sizes)
         caching = self.config.prefix_caching and capacity.prefix_caching
         self.holdings.begin(BlockPool(capacity.num_blocks, capacity.block_size, caching=caching))
 
@@ -77,7 +77,7 @@ class Planner:
         holdings = self.holdings
         table, step, blocks = holdings.table, holdings.step, holdings.blocks
         assert blocks is not None
-        builder = PlanBuilder(self.max_batched_tokens, sizes=self.sizes)
+        builder = PlanBuilder(self.max_batched_tokens, step_sizes=self.step_sizes)
         if not self.reserve_blocks(blocks, builder):
             return None
         slots = table.decoding.nonzero()[0]

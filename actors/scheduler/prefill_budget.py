@@ -68,7 +68,7 @@ class PrefillBudget:
         """The share of the device's time that prompts take."""
 
     def begin(self, steps: Iterable[tuple[int, int]]) -> None:
-        """Learn from ``Capacity.steps``: the smallest stands for a step without prompts."""
+        """Learn from ``Capacity.step_times``: the smallest stands for a step without prompts."""
         for number, (tokens, ns) in enumerate(sorted(steps)):
             self.learn_cost(tokens if number else 0, ns)
 

@@ -30,7 +30,7 @@ def test_as_many_plans_as_the_pipeline_is_deep_are_outstanding_and_never_more(de
 
 def test_what_the_executor_timed_tells_the_budget_of_the_first_prompts() -> None:
     bench = Bench()
-    bench.give(Capacity(65, 16, steps=[(16, 5_000_000), (2016, 51_000_000)]))
+    bench.give(Capacity(65, 16, step_times=[(16, 5_000_000), (2016, 51_000_000)]))
     limit = bench.scheduler.planner.prefill_budget.limit(2048, 1, 1)
     assert limit == int((22_000_000 - 5_000_000) / (46_000_000 / 2016))
 
@@ -70,7 +70,7 @@ def test_prompts_that_wait_for_blocks_make_no_step_longer() -> None:
 
 def test_a_prompt_is_cut_where_a_step_has_a_size_that_nothing_is_padded_to() -> None:
     bench = Bench(depth=1)
-    bench.give(Capacity(129, 16, max_num_batched_tokens=64, sizes=[16, 24, 32, 48, 64]))
+    bench.give(Capacity(129, 16, max_num_batched_tokens=64, step_sizes=[16, 24, 32, 48, 64]))
     bench.scheduler.planner.prefill_budget.limit = lambda budget, prompts, streams: min(budget, 40)
     bench.ask(1, prompt(1, 10), max_tokens=50, **FREE)
     bench.finish_step()

@@ -120,7 +120,7 @@ class Lab:
         self.slots = rng.choice((rng.randrange(2, 8), rng.randrange(2, 8), 14))
         self.size = rng.choice((2, 4, 8))
         self.sizes = rng.choice(([], [4, 6, 8, 12, 16, 24, 32, 48, 64]))
-        """As ``Capacity.sizes``."""
+        """As ``Capacity.step_sizes``."""
         self.budget = rng.choice((rng.randrange(self.slots, 40), 400))
         whole = -(-LENGTH // self.size)
         self.blocks = 1 + round(whole * rng.choice((1.0, 1.3, 2.0, self.slots)))
@@ -152,7 +152,7 @@ class Lab:
         self.slot_touched = [-1] * self.slots
         self.completed = self.scheduler.holdings.step - 1
         self.give(PeerUp("executor", 1))
-        self.give(Capacity(self.blocks, self.size, sizes=self.sizes))
+        self.give(Capacity(self.blocks, self.size, step_sizes=self.sizes))
 
     # --- messages -----------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ import pytest
 import tokenizers
 from hostile_grammars import HOSTILE_GRAMMARS, longest_times
 from llguidance import LLMatcher, LLTokenizer
-from slipstream.actors.checkpoint import chat_template_sources
+from slipstream.actors.template_files import chat_template_sources
 from slipstream.actors.text.answer_text import AnswerText
 from slipstream.actors.text.grammars.grammar import GrammarCompiler
 from slipstream.actors.text.prompts import cutting

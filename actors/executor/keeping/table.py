@@ -52,7 +52,7 @@ class Table(msgspec.Struct):
     """``Arena.piece_bytes``."""
     tails: bool
     """Adapters are written between the weights, so that nothing can protect these."""
-    known: ModelFindings
+    findings: ModelFindings
 
 
 class Named(NamedTuple):
@@ -175,7 +175,7 @@ def fill(arena: Arena, model: PagedModel, named: list[Named]) -> Table:
         blocks,
         arena.piece_bytes,
         model.has_tails,
-        model.known,
+        model.findings,
     )
 
 

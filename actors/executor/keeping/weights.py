@@ -175,10 +175,10 @@ def model_of(
     read-only since, except for the tails that adapters write to, which are cleared. The table has what was found.
     """
     table = opened.table
-    model = PagedModel(opened.transformer, attention.create(attention_backend), table.known)
+    model = PagedModel(opened.transformer, attention.create(attention_backend), table.findings)
     model.group, model.divided, model.weights_format = group, opened.divided, table.weights_format
     model.adapter_limits = adapter_limits
-    replace(model, batch_invariant, checked=not table.unfused_because, known=table.known.decoder)
+    replace(model, batch_invariant, checked=not table.unfused_because, findings=table.findings.decoder)
     return model
 
 

@@ -38,9 +38,9 @@ class PagedModel:
     """
 
     def __init__(
-        self, transformer: PreTrainedModel, backend: AttentionBackend, known: ModelFindings | None = None
+        self, transformer: PreTrainedModel, backend: AttentionBackend, findings: ModelFindings | None = None
     ) -> None:
-        """``known``: of the same model before; None: it is run, to see what its layers keep."""
+        """``findings``: those about the same model before; None: it is run, to see what its layers keep."""
         self.transformer = transformer.eval().requires_grad_(False)
         self.backend = backend
         self.config: PreTrainedConfig = transformer.config
@@ -55,7 +55,7 @@ class PagedModel:
         transformer.config.pad_token_id = None
         self.stateful: StatefulModules | None = None
         """Those of its modules that keep a state; None if it has none."""
-        self.measure(None if known is None else known.kv_layout)
+        self.measure(None if findings is None else findings.kv_layout)
         self.group: RankGroup | None = None
         """The ranks of which each has a part of the model; None: it is whole."""
         self.divided: dict[str, Division] = {}
@@ -119,7 +119,7 @@ class PagedModel:
         return self.adapters
 
     @property
-    def known(self) -> ModelFindings:
+    def findings(self) -> ModelFindings:
         """The findings about this model that a later process with the same model need not make again."""
         return ModelFindings(None if self.state_layout else self.kv_layout, self.decoder_findings)
 

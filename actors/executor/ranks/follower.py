@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ....protocol.events import Completed
-from ....protocol.internal import CaptureNext, Forget, Plan
+from ....protocol.internal import CaptureNext, ClearBatch, Plan
 from ..pipeline import Pipeline
 from ..step.batch import RunningBatch
 from ..step_actor import StepActor
@@ -36,10 +36,10 @@ class Follower(StepActor):
         super().__init__(pipeline, batch, facts, step_limit, rank)
         self.name = name
         self.capture_next = capture_next
-        self.early: deque[Plan | Forget | CaptureNext] = deque()
+        self.early: deque[Plan | ClearBatch | CaptureNext] = deque()
         self.handlers |= {
             Plan: self.on_command,
-            Forget: self.on_command,
+            ClearBatch: self.on_command,
             CaptureNext: self.on_command,
             Completed: self.on_completed,
         }
@@ -48,7 +48,7 @@ class Follower(StepActor):
     def idle(self) -> bool:
         return self.pipeline.idle and not self.early
 
-    def on_command(self, command: Plan | Forget | CaptureNext, now: float) -> None:
+    def on_command(self, command: Plan | ClearBatch | CaptureNext, now: float) -> None:
         self.early.append(command)
         self.go_on()
 
@@ -59,7 +59,7 @@ class Follower(StepActor):
             if isinstance(command, Plan):
                 self.launch(command)
                 self.pass_masks()
-            elif isinstance(command, Forget):
+            elif isinstance(command, ClearBatch):
                 self.batch.clear()
             elif self.capture_next is not None:
                 self.capture_next()

@@ -6,7 +6,7 @@ from collections import deque
 from typing import Any
 
 from ....protocol.events import Completed, HandedOn, PeerUp
-from ....protocol.internal import CaptureNext, Forget, Plan
+from ....protocol.internal import CaptureNext, ClearBatch, Plan
 from ..executor import Executor
 
 
@@ -34,7 +34,7 @@ class Leader(Executor):
         """Sent to the others, and to be launched here."""
         self.handlers[HandedOn] = self.on_handed_on
 
-    def send_to_followers(self, message: Plan | Forget | CaptureNext) -> None:
+    def send_to_followers(self, message: Plan | ClearBatch | CaptureNext) -> None:
         """RuntimeError while one is not ready: the others would wait for it in what all do together."""
         if self.missing:
             raise RuntimeError(
@@ -89,5 +89,5 @@ class Leader(Executor):
     def welcome_scheduler(self) -> None:
         """Once all ranks are there."""
         if self.scheduler_is_new and self.pipeline.idle and not self.missing:
-            self.send_to_followers(Forget())
+            self.send_to_followers(ClearBatch())
             super().welcome_scheduler()

@@ -130,13 +130,15 @@ def assemble(
         engine.blocks,
         options.block_size,
         context.crashed,
-        engine.steps,
+        engine.step_times,
         tokens,
         prefix_caching=not stateful,
-        sizes=[] if engine.buckets is None else list(engine.buckets.mixed),
+        step_sizes=[] if engine.buckets is None else list(engine.buckets.mixed),
     )
     given = (pipeline, batch, capacity, facts, engine.background_work, masks, step_limit)
-    named: dict[str, Any] = dict(catching_up=engine.catching_up, repeats=engine.repeats, adapters=adapters)
+    named: dict[str, Any] = dict(
+        catching_up=engine.catching_up, missed_twice=engine.missed_twice, adapters=adapters
+    )
     if options.tensor_parallel_size > 1:
         followers = tuple(map(name_of, range(1, options.tensor_parallel_size)))
         return Leader(*given, **named, followers=followers)

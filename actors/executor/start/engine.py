@@ -25,15 +25,15 @@ class Engine:
     device: Device
     runner: StepRunner
     blocks: int
-    """Of the cache."""
+    """The number of blocks of the cache."""
     facts: dict[str, Any]
-    steps: list[tuple[int, int]] = field(default_factory=list)
-    """As ``Capacity.steps``."""
+    step_times: list[tuple[int, int]] = field(default_factory=list)
+    """As ``Capacity.step_times``."""
     buckets: Buckets | None = None
     """Sizes that steps are padded to; None: a step is as large as it is."""
     background_work: Callable[[], float | None] | None = None
     catching_up: bool = False
-    repeats: Callable[[], bool] | None = None
+    missed_twice: Callable[[], bool] | None = None
     """All three as ``Executor`` takes them."""
 
 

@@ -41,19 +41,21 @@ def on_gpu(
     buckets = buckets_of(options.max_num_seqs, tokens, length)
     check_states(options, model, Memory(*device.memory()))
     runner = runner_of(options, model)
-    graphed = None if mode == "off" else GraphRunner(runner, graphs.capture, length, buckets)
+    graph_runner = None if mode == "off" else GraphRunner(runner, graphs.capture, length, buckets)
 
-    knows = context.restarted and options.measured is not None and runner.states is None
-    known = options.measured if agreed(model, knows and some_are_compiled(model.device)) else None
-    if known is None:
+    reusable = context.restarted and options.measured is not None and runner.states is None
+    measured = options.measured if agreed(model, reusable and some_are_compiled(model.device)) else None
+    if measured is None:
         context.phase("compile kernels")
-        step_bytes, room = measure(options, runner, device, buckets)
+        step_bytes, all_steps_bytes = measure(options, runner, device, buckets)
     else:
         context.phase("take room")
-        step_bytes, room = known.step_bytes, known.room
-        require_room(room, options, device, buckets)
+        step_bytes, all_steps_bytes = measured.captured_step_bytes, measured.all_steps_bytes
+        require_room(all_steps_bytes, options, device, buckets)
     layers = len(model.kv_layout.layers)
-    reserved = 0 if graphed is None else bytes_of_graphs(len(graphed.forward_keys()), layers, step_bytes)
+    reserved = (
+        0 if graph_runner is None else bytes_of_graphs(len(graph_runner.forward_keys()), layers, step_bytes)
+    )
     context.phase("allocate cache")
     blocks = count_blocks(options, model, Memory(*device.memory(), reserved))
     runner.allocate_cache(blocks)
@@ -62,24 +64,26 @@ def on_gpu(
     facts = facts_of(options, model, blocks) | {"graphs": f"off: {reason}" if reason else mode}
     capturing = (
         None
-        if graphed is None
-        else Capturing(graphed, graphs, reserved, facts, lambda: device.has_room(step_bytes))
+        if graph_runner is None
+        else Capturing(graph_runner, graphs, reserved, facts, lambda: device.has_room(step_bytes))
     )
-    if capturing is not None and (known is None or mode == "start"):
+    if capturing is not None and (measured is None or mode == "start"):
         context.phase("capture graphs")
         capture_at_start(capturing, everything=mode == "start")
-    if known is None:
+    if measured is None:
         context.phase("warm up")
-        run = runner.run if graphed is None else graphed.run
+        run = runner.run if graph_runner is None else graph_runner.run
         with device.computing():
             steps = warm_up(runner, run, buckets, length, device.synchronize)
-        known = Measured(step_bytes, room, tuple(steps))
-    facts["settled"] = {"measured": asdict(known)}
-    engine = Engine(device=device, runner=runner, blocks=blocks, facts=facts, steps=list(known.steps))
-    if graphed is not None and capturing is not None:
-        engine.runner, engine.buckets, engine.background_work = graphed, buckets, capturing.capture_next
-        engine.catching_up = capturing.announces = bool(graphed.queue.common)
-        engine.repeats = lambda: graphed.queue.repeats
+        measured = Measured(step_bytes, all_steps_bytes, tuple(steps))
+    facts["settled"] = {"measured": asdict(measured)}
+    engine = Engine(
+        device=device, runner=runner, blocks=blocks, facts=facts, step_times=list(measured.step_times)
+    )
+    if graph_runner is not None and capturing is not None:
+        engine.runner, engine.buckets, engine.background_work = graph_runner, buckets, capturing.capture_next
+        engine.catching_up = capturing.announces = bool(graph_runner.queue.common)
+        engine.missed_twice = lambda: graph_runner.queue.missed_twice
     return engine
 
 
@@ -105,10 +109,10 @@ def graph_mode(asked: str, uncapturable: str) -> tuple[str, str]:
     return asked, ""
 
 
-def require_room(room: int, options: ExecutorOptions, device: CudaDevice, buckets: Buckets) -> None:
-    """Take the memory that steps needed when they were measured, or raise where it is not there any more."""
+def require_room(size: int, options: ExecutorOptions, device: CudaDevice, buckets: Buckets) -> None:
+    """Take the ``size`` bytes that steps needed when they were measured, or raise where they are not there any more."""
     torch.cuda.empty_cache()  # weights may have been loaded anew
-    if not device.has_room(room):
+    if not device.has_room(size):
         raise step_too_large(options, buckets.mixed[-1])
 
 

@@ -244,7 +244,7 @@ class RunningBatch:
             "logits": sample_logits + most_reported,
             "samples": samples,
             "prompt_logprobs": reported,
-            "sample_logits": sample_logits,
+            "prompt_logits_start": sample_logits,
         }
 
     def max_kv_len(self, rows: Rows) -> int:

@@ -53,7 +53,7 @@ class CaptureQueue:
             self.rare.popitem()  # a step that misses it adds it again
 
     @property
-    def repeats(self) -> bool:
+    def missed_twice(self) -> bool:
         """Whether some missing graph was needed by two steps."""
         return any(times > 1 for times in self.missed.values())
 

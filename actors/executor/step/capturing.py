@@ -12,7 +12,7 @@ from .graphs import GraphRunner
 
 
 def agreed(model: PagedModel, own: bool) -> bool:
-    """Whether every rank of ``model`` can say so; all that is decided by it, they do together."""
+    """Whether ``own`` is true on every rank of ``model``: so all of them decide alike what they do together."""
     return own if model.group is None else bool(model.group.least(int(own), model.device))
 
 
@@ -26,14 +26,14 @@ class Capturing:
 
     def __init__(
         self,
-        graphed: GraphRunner,
+        graph_runner: GraphRunner,
         graphs: CudaGraphs,
         reserved: int,
         facts: dict[str, Any],
         has_room: Callable[[], bool],
     ) -> None:
         """``reserved`` bytes were set aside for all of them; ``has_room`` for a step that is captured."""
-        self.graphed = graphed
+        self.graph_runner = graph_runner
         self.has_room = has_room
         self.graphs = graphs
         self.reserved = reserved
@@ -44,31 +44,31 @@ class Capturing:
 
     def capture_next(self) -> float | None:
         """Capture one graph; the seconds that it took, or None if there was none to capture, or no memory."""
-        if not self.graphed.queue:
+        if not self.graph_runner.queue:
             return None
         before = self.graphs.seconds
-        model = self.graphed.runner.model
+        model = self.graph_runner.runner.model
         begins = model.group is None or agreed(model, self.has_room())
-        done = begins and self.graphed.capture_next()
+        done = begins and self.graph_runner.capture_next()
         if not begins or not agreed(model, done):
-            self.graphed.queue.close()
+            self.graph_runner.queue.close()
             done = False
-        if self.graphed.queue.closed:
+        if self.graph_runner.queue.closed:
             logger.warning(
                 "no memory for more than %d CUDA graphs: steps without one run kernel by kernel;"
                 " lower --gpu-memory-utilization or --kv-cache-memory",
-                self.graphed.num_graphs,
+                self.graph_runner.num_graphs,
             )
         self.report()
-        if self.announces and not self.graphed.queue.common:
+        if self.announces and not self.graph_runner.queue.common:
             self.announces = False
             logger.info("the executor is at full speed; CUDA graphs %s", self.facts["graphs"])
         return self.graphs.seconds - before if done else None
 
     def report(self) -> None:
         """Put into the facts how many graphs there are, what they took, and what is missing."""
-        others = f", {len(self.graphed.queue.common)} follow" if self.graphed.queue.common else ""
-        if self.graphed.queue.closed:
+        others = f", {len(self.graph_runner.queue.common)} follow" if self.graph_runner.queue.common else ""
+        if self.graph_runner.queue.closed:
             others = ", no memory for more"
         took = f"{self.graphs.seconds:.1f} s, {self.graphs.bytes >> 20} MiB ({self.reserved >> 20} were kept back)"
-        self.facts["graphs"] = f"{self.graphed.num_graphs} in {took}{others}"
+        self.facts["graphs"] = f"{self.graph_runner.num_graphs} in {took}{others}"

@@ -28,9 +28,9 @@ def known_logprobs(token: np.ndarray, columns: int, vocab_size: int) -> tuple[np
 
     The sampled token's comes first, then those of the most likely tokens, each half as likely as the last.
     """
-    rank = np.maximum(np.arange(columns) - 1, 0)
-    ids = (token[:, None] + rank) % vocab_size
-    values = -np.log(2.0) * (1 + token[:, None] % 5 + rank)
+    order = np.maximum(np.arange(columns) - 1, 0)
+    ids = (token[:, None] + order) % vocab_size
+    values = -np.log(2.0) * (1 + token[:, None] % 5 + order)
     return ids.astype(np.int32), values.astype(np.float32)
 
 

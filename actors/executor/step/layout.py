@@ -41,7 +41,7 @@ class StepLayout:
     """Sampling rows that have a mask."""
     prompt_logprobs: int = 0
     """Tokens of prompts whose logprobs are reported."""
-    sample_logits: int = 0
+    prompt_logits_start: int = 0
     """The row of ``logits`` at which those of the tokens of prompts begin."""
 
     # A step whose rows all decode needs no field but ``sample_slots``: the counts of the others are 0.

@@ -266,7 +266,7 @@ class ModelRunner:
     def report_prompts(self, logits: Tensor, inputs: Tensor, outputs: Tensor, step: Step) -> None:
         """Write the logprobs of the tokens of prompts into ``outputs``."""
         layout, results = step.layout, step.results
-        first = layout.sample_logits
+        first = layout.prompt_logits_start
         prompt = logits[first : first + layout.prompt_logprobs].float()
         totals, tokens = self.sampler.totals(prompt), layout.view(inputs, "prompt_tokens")
         ids, values = logprobs(prompt, totals, tokens, step.prompt_columns)

@@ -55,7 +55,7 @@ def pack_mixed(rows: Rows, null_slot: int, layout: StepLayout, staging: np.ndarr
         places = np.concatenate(
             [np.arange(chunk.first, chunk.first + len(chunk.reported)) for chunk in reporting]
         )
-        logits_index[layout.sample_logits : layout.sample_logits + len(places)] = places
+        logits_index[layout.prompt_logits_start : layout.prompt_logits_start + len(places)] = places
         layout.view(staging, "prompt_tokens")[:] = np.concatenate([chunk.reported for chunk in reporting])
 
 

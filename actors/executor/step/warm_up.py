@@ -42,7 +42,7 @@ def mixed_layout(buckets: Buckets, tokens: int, *, reports: bool = False) -> Ste
         tokens=tokens,
         logits=rows + (PROMPT_LOGPROBS_PER_STEP if reports else 0),
         samples=padded(1, buckets.decode),
-        sample_logits=rows,
+        prompt_logits_start=rows,
     )
 
 
@@ -102,7 +102,7 @@ def largest_step(buckets: Buckets, max_model_len: int, *, everything: bool) -> S
     """The step with the most tokens, of which every row samples: by a temperature alone, or, with ``everything``, by
     all parameters that there are."""
     layout = mixed_layout(buckets, buckets.mixed[-1], reports=everything)
-    layout = replace(layout, samples=layout.sample_logits)
+    layout = replace(layout, samples=layout.prompt_logits_start)
     if not everything:
         return Step(layout, SamplingKind(greedy=False), num_samples=0, max_kv_len=max_model_len)
     layout = replace(layout, prompt_logprobs=PROMPT_LOGPROBS_PER_STEP)

@@ -18,7 +18,7 @@ from jinja2.runtime import Macro
 from ....protocol.errors import InvalidRequest, ModelNotSupported
 from ....protocol.formats.ids import CALL_ID_CHARACTERS, CallIdForm
 from ....protocol.formats.strict_json import HALF
-from ...checkpoint import DEFAULT_TEMPLATE, chat_template_sources, read_template
+from ...template_files import DEFAULT_TEMPLATE, chat_template_sources, read_template
 from ..vocabulary.tokenizer_files import special_tokens
 from .bounded import BoundedEnvironment, bounded_filter, concatenated
 from .conversation import Message, Style

@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..actors.checkpoint import PICKLES, Checkpoint, chat_template_sources, read_template
+from ..actors.checkpoint import PICKLES, Checkpoint
+from ..actors.template_files import chat_template_sources, read_template
 from ..options.serve import ServeOptions
 from ..protocol.errors import InvalidRequest, ModelNotSupported
 from ..protocol.formats.formats import formats_of

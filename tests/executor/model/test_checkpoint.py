@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 from slipstream.actors.checkpoint import (
-    LEFT_OUT,
+    CONFIG_DEFAULTS,
     LENGTH_NAMES,
     Checkpoint,
-    chat_template_sources,
     max_model_len,
     open_checkpoint,
-    read_template,
 )
+from slipstream.actors.template_files import chat_template_sources, read_template
 from slipstream.protocol.errors import InvalidRequest, ModelNotSupported
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -203,13 +202,13 @@ def test_the_longest_text_is_what_the_model_was_made_for(config: dict[str, Any],
     assert max_model_len(config) == length
 
 
-@pytest.mark.parametrize("family", LEFT_OUT)
+@pytest.mark.parametrize("family", CONFIG_DEFAULTS)
 def test_what_a_published_configuration_leaves_out_is_what_transformers_takes(
     family: str, tmp_path: Path
 ) -> None:
     defaults: Any = CONFIG_MAPPING[family]()
     found = write(tmp_path, config={"model_type": "whole", "text_config": {"model_type": family}})
-    for name, value in LEFT_OUT[family].items():
+    for name, value in CONFIG_DEFAULTS[family].items():
         assert getattr(defaults, name) == value, name
     assert (found.vocab_size, found.max_model_len) == (defaults.vocab_size, max_model_len(defaults.to_dict()))
     stated = write(tmp_path, config={"text_config": {"model_type": family, "vocab_size": 9}})

@@ -27,7 +27,7 @@ from slipstream.actors.executor.ranks.sampler import FollowingSampler
 from slipstream.actors.executor.ranks.shard_loading import divide
 from slipstream.protocol.errors import SlipstreamError
 from slipstream.protocol.events import Completed, HandedOn, PeerUp
-from slipstream.protocol.internal import Capacity, CaptureNext, Forget, Plan
+from slipstream.protocol.internal import Capacity, CaptureNext, ClearBatch, Plan
 from slipstream.protocol.sampling import SamplingParams
 from tiny_models import VOCAB_SIZE, make_config
 from torch import Tensor
@@ -292,7 +292,7 @@ def follower() -> tuple[Follower, OneStep]:
 
 def test_a_follower_does_what_comes_early_later_and_in_its_order() -> None:
     actor, pipeline = follower()
-    for message in (Forget(), Plan(0), Plan(1), CaptureNext(), Forget(), Plan(2)):
+    for message in (ClearBatch(), Plan(0), Plan(1), CaptureNext(), ClearBatch(), Plan(2)):
         assert actor.receive("executor", message, 0.0) == []
     assert pipeline.done == ["forget", "step 0"]
     assert actor.working
@@ -334,12 +334,12 @@ def test_the_scheduler_hears_of_the_executor_when_all_its_ranks_are_there() -> N
     assert actor.receive("a", PeerUp("a", 2), 0.0) == []
     told = actor.receive("b", PeerUp("b", 3), 0.0)
     assert [(to, type(message)) for to, message in told] == [
-        ("a", Forget),
-        ("b", Forget),
+        ("a", ClearBatch),
+        ("b", ClearBatch),
         ("scheduler", Capacity),
     ]
     again = actor.receive("scheduler", PeerUp("scheduler", 4), 0.0)
-    assert [type(message) for _, message in again] == [Forget, Forget, Capacity]
+    assert [type(message) for _, message in again] == [ClearBatch, ClearBatch, Capacity]
 
 
 def test_what_not_all_ranks_would_hear_is_not_sent() -> None:

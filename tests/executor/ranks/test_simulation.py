@@ -18,7 +18,7 @@ from slipstream.actors.executor.ranks.leader import Leader
 from slipstream.actors.executor.step.batch import RunningBatch
 from slipstream.actors.executor.step.description import Step
 from slipstream.actors.executor.step.emulated_runner import EmulatedRunner
-from slipstream.protocol.internal import Forget, Plan
+from slipstream.protocol.internal import ClearBatch, Plan
 from slipstream.runtime.simulator import Simulator
 
 RANKS = ("executor", "executor.1", "executor.2")
@@ -106,7 +106,7 @@ def test_a_follower_that_does_not_forget_an_old_scheduler_is_noticed(monkeypatch
     go_on = Follower.on_command
 
     def on_command(self: Follower, command: Any, now: float) -> None:
-        if not isinstance(command, Forget):
+        if not isinstance(command, ClearBatch):
             go_on(self, command, now)
 
     monkeypatch.setattr(Follower, "on_command", on_command)

@@ -186,11 +186,11 @@ def test_what_an_incarnation_before_has_measured_is_not_run_again(graphs: str) -
     assert gpus[1].measured == []
     assert gpus[1].rooms == (1 << 30) - 1
     assert captured.count == 0
-    assert (again.blocks, again.steps) == (first.blocks, first.steps)
-    assert len(first.steps) > 2
+    assert (again.blocks, again.step_times) == (first.blocks, first.step_times)
+    assert len(first.step_times) > 2
     third = engine_of(gpu := Gpu(), restarted=True, before=again, cuda_graphs=graphs)
     assert gpu.measured == []
-    assert third.steps == first.steps
+    assert third.step_times == first.step_times
     if again.background_work is not None:
         assert again.catching_up
         while again.background_work() is not None:

@@ -186,19 +186,19 @@ def test_the_first_graph_with_prompts_is_the_largest_unless_a_smaller_one_was_mi
     """In whose memory the others fit."""
     made, small, other = Graphs(runner), mixed_step(16), mixed_step(BUCKETS.mixed[1])
     made.step(small)
-    assert not made.queue.repeats
+    assert not made.queue.missed_twice
     made.capture_all()
     forwards = [key for key in made.order if isinstance(key, ForwardKey)]
     assert [key.tokens for key in forwards[:2]] == [BUCKETS.mixed[-1], 16]
     made = Graphs(runner)
     for met in (small, small, other):
         made.step(met)
-    assert made.queue.repeats
+    assert made.queue.missed_twice
     for _ in range(2):
         made.capture_next()
     assert small.layout.forward_key in made.forward_graphs, "before what was met last"
     assert other.layout.forward_key not in made.forward_graphs
-    assert not made.queue.repeats
+    assert not made.queue.missed_twice
     made.capture_next()
     assert made.order[-1] == mixed_layout(BUCKETS, BUCKETS.mixed[-1]).forward_key
 
@@ -431,7 +431,7 @@ def test_what_was_slow_twice_is_captured_at_once_while_suspects_are_tried(crashe
         {},
         lambda: 0.02,
         catching_up=True,
-        repeats=lambda: slow[0],
+        missed_twice=lambda: slow[0],
     )
     assert executor.background_work is not None
     executor.receive("scheduler", Plan(0), 1.0)
@@ -466,7 +466,7 @@ def test_nothing_is_captured_before_the_first_tokens_nor_between_steps_that_it_w
         {},
         background_work,
         catching_up=True,
-        repeats=lambda: slow[0],
+        missed_twice=lambda: slow[0],
     )
     clock[0] = 1_000_000_000
     executor.receive("scheduler", PeerUp("scheduler", 1), 1.0)

@@ -34,11 +34,11 @@ def fuse(
     model: PagedModel,
     *,
     checked: bool = False,
-    known: DecoderFindings | None = None,
+    findings: DecoderFindings | None = None,
 ) -> None:
     """Replace the decoder of ``model`` in place where it can be; ``model.unfused_because`` says why it stays as it is.
 
-    ``checked``: it was replaced before, with the same weights, and computed the same. ``known``: the findings about it,
+    ``checked``: it was replaced before, with the same weights, and computed the same. ``findings``: those about it,
     if it was replaced before.
     """
     transformer = model.transformer
@@ -49,12 +49,12 @@ def fuse(
         if not isinstance(decoder, nn.Module) or decoder is transformer:
             raise Unfit(f"{type(transformer).__name__} has no decoder {prefix!r}")
         with torch.inference_mode():
-            if known is None:
+            if findings is None:
                 observed, derived = observe(decoder), DerivedValues()
                 parts = recognise(decoder, observed, derived)
-                known = findings_of(decoder, observed.calls, observed.sinks, observed.tuples, derived)
+                findings = findings_of(decoder, observed.calls, observed.sinks, observed.tuples, derived)
             else:
-                parts = recognised_again(decoder, known)
+                parts = recognised_again(decoder, findings)
             if not checked:
                 check(transformer, parts, operations)
     except Unfit as reason:
@@ -63,7 +63,7 @@ def fuse(
     model.fused_projections = joined_layers(transformer, parts)
     adapter_limits = None if shares_weights(parts) else model.adapter_limits
     setattr(transformer, prefix, assemble(decoder, parts, operations, adapter_limits))
-    model.unfused_because, model.decoder_findings = "", known
+    model.unfused_because, model.decoder_findings = "", findings
 
 
 def operations_for(device: torch.device) -> Operations:

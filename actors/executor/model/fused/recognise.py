@@ -101,14 +101,14 @@ def recognise(decoder: Any, observed: Observed, derived: DerivedValues | None = 
     return DecoderParts(layers, scale, scales.pop(), norm_of(parts["norm"], derived))
 
 
-def recognised_again(decoder: nn.Module, known: DecoderFindings) -> DecoderParts:
-    """As ``recognise``, of a decoder with the same structure and weights as the one that ``known`` is of.
+def recognised_again(decoder: nn.Module, findings: DecoderFindings) -> DecoderParts:
+    """As ``recognise``, of a decoder with the same structure and weights as the one that ``findings`` are of.
 
     The decoder does not run: what a run and its numbers showed before is used again.
     """
-    sinks: dict[int, Tensor] = {layer: decoder.get_parameter(name) for layer, name in known.sinks.items()}
-    observed = Observed(calls=known.calls, sinks=sinks, tuples=known.tuples)
-    return recognise(decoder, observed, DerivedValues(known.derived))
+    sinks: dict[int, Tensor] = {layer: decoder.get_parameter(name) for layer, name in findings.sinks.items()}
+    observed = Observed(calls=findings.calls, sinks=sinks, tuples=findings.tuples)
+    return recognise(decoder, observed, DerivedValues(findings.derived))
 
 
 def embedding_scale(embed: nn.Module, observed: Observed) -> float:

@@ -106,11 +106,11 @@ def replace(
     batch_invariant: bool = False,
     *,
     checked: bool = False,
-    known: DecoderFindings | None = None,
+    findings: DecoderFindings | None = None,
 ) -> None:
     """The same model in fewer kernels, and if asked for in those whose sums have a fixed order; ``checked`` and
-    ``known`` as in ``fuse``."""
-    fuse(model, checked=checked, known=known)
+    ``findings`` as in ``fuse``."""
+    fuse(model, checked=checked, findings=findings)
     if batch_invariant:
         make_invariant(model)
     elif model.device.type == "cuda":
