@@ -23,6 +23,7 @@ class Pool:
         self.retiring: dict[int, int] = {}
         """The numbers that are not free yet, each with the step that uses it last."""
         self.by_step: dict[int, list[int]] = {}
+        """The same by step; a number that was taken again meanwhile (`BlockPool.share`) is left in it."""
 
     @property
     def available(self) -> int:

@@ -179,11 +179,12 @@ class Scheduler(Actor):
         self.plan_ahead(now)
 
     def finish(self, sequence: Sequence, reason: str, stop_reason: int | None = None) -> None:
+        """End the sequence, and report that and the reason to the detokenizer."""
         self.outgoing.finished.append(Finished(sequence.request, reason, stop_reason))
         self.end(sequence)
 
     def end(self, sequence: Sequence) -> None:
-        """Forget the sequence and free what it holds; does nothing if it has ended already."""
+        """End the sequence without a report: forget it and free what it holds. It may have ended already."""
         if sequence.finished:
             return
         sequence.finished = True

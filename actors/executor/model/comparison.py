@@ -26,6 +26,7 @@ COMPARED_BLOCK_SIZE = 4
 
 COMPARED_WINDOW = 6
 """Tokens of a window: few, so that tokens lie beyond it, and no multiple of a block."""
+
 NARROWED = ("sliding_window", "attention_chunk_size", "floor_scale")
 """Settings that are narrowed to `COMPARED_WINDOW` meanwhile, so that few tokens reach past it: windows, chunks, and the
 positions by which queries are scaled."""

@@ -41,7 +41,8 @@ KEPT_WHOLE = ("embedding_rowwise", "replicate")
 """Beginnings of the names of what every rank has as a whole."""
 
 SUMMED = {"rowwise": False, "rowwise_split_input": True, "rowwise_rep": True}
-"""How the columns of a layer are divided; whether its input comes undivided."""
+"""Styles of layers whose columns are divided, so that the ranks' products are summed; and whether the input of such a
+layer comes undivided, so that each rank takes its part of it."""
 
 GATHERED = ("colwise_gather_output", "colwise_rep")
 

@@ -34,7 +34,7 @@ def mix(z: Tensor) -> Tensor:
 
 
 def shifted(z: Tensor, bits: int) -> Tensor:
-    """``z`` int64 shifted to the right as if it were unsigned: the sign is not drawn along."""
+    """``z`` int64 shifted to the right as if it were unsigned: zeros come in, not copies of the sign."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 

@@ -85,6 +85,6 @@ def device_of_rank(options: ExecutorOptions, first: int, torch: Any) -> str:
 
 
 def stated_index(options: ExecutorOptions) -> int | None:
-    """Of the GPU that this rank is to have; None if that is not known before somebody looks for one."""
+    """The index of this rank's GPU as far as the options state it; None: torch has to be asked."""
     name, _, index = options.device.partition(":")
     return int(index or 0) + options.rank if name == "cuda" else None

@@ -33,10 +33,10 @@ class Memory:
     """What is reserved for CUDA graphs."""
 
 
-def bytes_of_graphs(forwards: int, layers: int, step_bytes: int) -> int:
-    """The memory of the graphs of ``forwards`` forward passes: the kernels of each, and ``step_bytes`` in which all of
-    them work."""
-    return step_bytes + forwards * layers * GRAPH_BYTES_PER_LAYER
+def bytes_of_graphs(forward_graphs: int, layers: int, step_bytes: int) -> int:
+    """The memory of as many graphs of the forward pass, and of those of the sampling: the kernels of each, and
+    ``step_bytes`` in which all of them work."""
+    return step_bytes + forward_graphs * layers * GRAPH_BYTES_PER_LAYER
 
 
 def count_blocks(options: ExecutorOptions, model: PagedModel, memory: Memory | None) -> int:

@@ -17,12 +17,14 @@ from .sampling_kind import SamplingKind
 class CaptureQueue:
     """The keys of graphs that do not exist yet."""
 
-    def __init__(self, forwards: Sequence[ForwardKey], decode_sizes: Sequence[int], most_rare: int) -> None:
-        """``forwards`` are all sizes, the largest first; ``decode_sizes`` are in ascending order; ``most_rare`` is the
-        most that ``rare`` may hold."""
-        self.largest = forwards[0]
+    def __init__(
+        self, forward_keys: Sequence[ForwardKey], decode_sizes: Sequence[int], most_rare: int
+    ) -> None:
+        """``forward_keys`` are those of all sizes, the largest first; ``decode_sizes`` are in ascending order;
+        ``most_rare`` is the most that ``rare`` may hold."""
+        self.largest = forward_keys[0]
         self.most_rare = most_rare
-        self.common: OrderedDict[ForwardKey | SamplingKey, None] = OrderedDict.fromkeys(forwards)
+        self.common: OrderedDict[ForwardKey | SamplingKey, None] = OrderedDict.fromkeys(forward_keys)
         """The keys of common graphs: all sizes, and both greedy sampling and sampling with a temperature alone. The
         largest size is the first, so that the others fit into its memory."""
         for rows in reversed(decode_sizes):

@@ -1,4 +1,4 @@
-"""Whether kernels add what adapters are to add: compared with plain torch before any is served."""
+"""Compares what the kernels add for adapters with plain torch, before any adapter is served."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ OTHER_METHODS = {
     "modelopt": "4 bit floats with scales in two steps, and its own names of FP8, are not read",
     "mxfp8": "scales that are exponents are read for 4 bits alone",
 }
-"""Why some methods are not served. Of the rest it is enough that they are not known."""
+"""Why these methods are not served. Of any other the error says only that it is not known."""
 
 INSTEAD = "take a checkpoint in bfloat16, or one that is quantized by one of "
 

@@ -25,7 +25,7 @@ HALF = frozenset({torch.bfloat16, torch.float16})
 """What kernels compute in. A state may be in float32 beside it."""
 
 INSTALLED_AS = {"fla": "flash-linear-attention"}
-"""What packages are installed as whose name in a program is not another spelling of that."""
+"""The names by which packages are installed, by those that programs import, where more differs than hyphens."""
 
 
 class Choice(NamedTuple):

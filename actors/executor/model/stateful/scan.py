@@ -35,7 +35,7 @@ class Scan:
     def __init__(self, layer: int) -> None:
         self.layer = layer
         self.states: RowStates | None = None
-        """From what it goes on."""
+        """The states that the scan begins with; None: it has not been called."""
 
     def __call__(
         self,
