@@ -34,7 +34,7 @@ PROJECTIONS = {
 }
 """Columns, and rows of each part."""
 
-LEAST_TURNS, CACHE_BYTES = 4, 100 << 20
+MIN_TURNS, CACHE_BYTES = 4, 100 << 20
 """Weights that are read in turn take twice what an H200's cache holds."""
 
 TUNED = [
@@ -107,7 +107,7 @@ class Projection(NamedTuple):
 
 
 def turns_for(columns: int, rows: int) -> int:
-    return max(LEAST_TURNS, CACHE_BYTES // (2 * columns * rows) + 1)
+    return max(MIN_TURNS, CACHE_BYTES // (2 * columns * rows) + 1)
 
 
 def measure(limits: AdapterLimits, tokens: int) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator
 
 from slipstream import AsyncClient, Delta, SamplingParams, Sidecar
-from slipstream.observe.timeline import as_text, utilization
+from slipstream.observe.picture import as_text, utilization
 
 COLOURS = ("\x1b[36m", "\x1b[33m", "\x1b[35m") if sys.stdout.isatty() else ("", "", "")
 PLAIN = "\x1b[0m" if sys.stdout.isatty() else ""

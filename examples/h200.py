@@ -33,7 +33,7 @@ import serving as loads
 
 import slipstream
 from slipstream import Client, SamplingParams, Sidecar
-from slipstream.observe.timeline import as_text, utilization
+from slipstream.observe.picture import as_text, utilization
 
 Row = dict[str, Any]
 

@@ -14,7 +14,7 @@ import h200
 from slipstream.protocol.trace import Span
 
 from slipstream import Client, Sidecar
-from slipstream.observe.timeline import Panel, as_svg, as_text, utilization
+from slipstream.observe.picture import Panel, as_svg, as_text, utilization
 
 Row = dict[str, Any]
 

@@ -46,10 +46,10 @@ LLAMA_70B = h200.LLAMA_8B | {
     "num_attention_heads": 64,
 }
 MODELS = {"8b": h200.LLAMA_8B, "70b": LLAMA_70B}
-LEAST_RANKS = {"8b": 1, "70b": 2}
+MIN_RANKS = {"8b": 1, "70b": 2}
 """On devices of 139 GiB: the weights of the 70B model are 131."""
 
-LEAST_S = 60.0
+MIN_S = 60.0
 """Nothing is begun that could not take as long."""
 
 ROW = "ROW "
@@ -107,7 +107,7 @@ def folders(lab: h200.Lab, model: str) -> tuple[Path, Path | None]:
 def rows_of(engine: str, model: str, ranks: int, lab: h200.Lab) -> list[Row]:
     """What one process finds; what goes wrong is a row with ``error``."""
     limit = min(lab.found.limit, lab.left())
-    if limit < LEAST_S:
+    if limit < MIN_S:
         return [{"error": f"not begun: {limit:.0f} s are left"}]
     log = lab.out / f"{engine}-{model}-{ranks}.log"
     with log.open("wb") as file:
@@ -149,7 +149,7 @@ def cases(found: argparse.Namespace) -> list[tuple[str, str, int]]:
     fitting: list[tuple[str, int]] = []
     for model in found.models:
         for ranks in found.ranks:
-            if found.smoke or ranks >= LEAST_RANKS[model]:
+            if found.smoke or ranks >= MIN_RANKS[model]:
                 fitting.append((model, ranks))
             else:
                 print(f"{model} on {ranks}: not run, its weights do not fit", flush=True)

@@ -41,7 +41,7 @@ TIMEOUT_S = 120.0
 FAULTS_OF_A_SERVICE = 4
 """A service whose executor dies a sixth time in a row ends."""
 
-LEAST_S = 60.0
+MIN_S = 60.0
 """For the faults of one service."""
 
 MARK = signal.SIGRTMIN + 7
@@ -241,7 +241,7 @@ def main() -> int:
         os.environ["PYTHONPATH"] = os.pathsep.join([path, os.environ.get("PYTHONPATH", "")])
         results: list[Row] = []
         for first in range(0, len(found.faults), FAULTS_OF_A_SERVICE):
-            if lab.left() < LEAST_S:
+            if lab.left() < MIN_S:
                 print(f"no time for the faults from number {first + 1} on")
                 break
             results.append(one_service(lab, found.faults[first : first + FAULTS_OF_A_SERVICE], found))

@@ -199,7 +199,7 @@ BOUNDS: dict[str, Any] = {
 }
 """What msgpack accepts."""
 
-MOST_FIELDS = 64
+MAX_FIELDS = 64
 """Fields of a message among which an id is looked for: more than any message has."""
 
 
@@ -212,7 +212,7 @@ def request_id(frame: bytes) -> str | None:
         none = dict.fromkeys(("list_hook", "object_hook"), Containers(0).count)
         fields = msgpack.Unpacker(None, max_buffer_size=MAX_FRAME_BYTES, **BOUNDS, **none)
         fields.feed(frame)
-        for _ in range(min(fields.read_map_header(), MOST_FIELDS)):
+        for _ in range(min(fields.read_map_header(), MAX_FIELDS)):
             if fields.unpack() == "id":
                 found = fields.unpack()
                 return found if isinstance(found, str) and len(found) <= MAX_REQUEST_ID_CHARS else None

@@ -1,4 +1,4 @@
-"""Read a file that people write by hand, without waiting for what is none."""
+"""Reads a file that people write by hand, and refuses a pipe or device, on which a read could wait for ever."""
 
 from __future__ import annotations
 

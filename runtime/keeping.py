@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from ..protocol.errors import SlipstreamError
 from .log import logger
 
-MOST_FILES = 250
+MAX_FILES = 250
 """The kernel lets one message carry 253."""
 
 MAX_PACKET = 256
@@ -122,7 +122,7 @@ class Keeper:
     def ask(self, connection: socket.socket, what: bytes, files: Sequence[int] = ()) -> list[int]:
         try:
             socket.send_fds(connection, [what + b" " + self.name], files)
-            answer, found, _, _ = socket.recv_fds(connection, MAX_PACKET, MOST_FILES)
+            answer, found, _, _ = socket.recv_fds(connection, MAX_PACKET, MAX_FILES)
         except TimeoutError as error:
             raise NotKept(f"the keeper did not answer within {ANSWERS_WITHIN_S:g} s") from error
         except OSError as error:

@@ -38,10 +38,11 @@ from ..public.actor import PublicActor
 from ..public.allowed_clients import allowed_clients
 from ..public.connections import PROBE_S, Connection
 from .admission import check
+from .carried_counters import CarriedCounters
 from .changes import CHANGES_AGAIN_S, Changes
 from .delivery import by_request, take_in
 from .ledger import Ledger, Request
-from .metrics import CarriedCounters, Metrics
+from .metrics import Metrics
 from .request_trace import request_trace
 from .submissions import Submissions
 
@@ -307,7 +308,7 @@ class Gateway(PublicActor):
 
     def on_peer_up(self, peer: PeerUp, now: float) -> None:
         """A new tokenizer, scheduler or detokenizer knows nothing: send every open request again."""
-        self.timelines.peers.add(peer.name)
+        self.traces.peers.add(peer.name)
         if peer.name not in PATH:
             return  # it held nothing that another actor does not have
         if peer.name == "scheduler":

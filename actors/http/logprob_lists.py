@@ -14,10 +14,10 @@ import msgspec
 from ...protocol.errors import InvalidRequest, Overloaded
 from ...protocol.messages import Delta
 
-MOST_OF_ONE = 2_000_000
+MAX_OF_ONE_ANSWER = 2_000_000
 """Logprobs of one answer, some 25 bytes each, and 70 in a chat."""
 
-MOST_OF_ALL = 2 * MOST_OF_ONE
+MAX_OF_ALL_ANSWERS = 2 * MAX_OF_ONE_ANSWER
 """Most bytes of all answers that are being put together."""
 
 MANY = 1_000
@@ -29,7 +29,7 @@ encode = msgspec.json.encode
 class LogprobBudget:
     """Counts the logprobs that all requests hold together."""
 
-    def __init__(self, most_of_one: int = MOST_OF_ONE, most_of_all: int = MOST_OF_ALL) -> None:
+    def __init__(self, most_of_one: int = MAX_OF_ONE_ANSWER, most_of_all: int = MAX_OF_ALL_ANSWERS) -> None:
         self.most_of_one = most_of_one
         self.most_of_all = most_of_all
         self.taken = 0

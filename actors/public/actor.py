@@ -33,7 +33,7 @@ from ...protocol.messages import (
 )
 from ...runtime.actor import Actor, HostAddress
 from .connections import Connection, Connections
-from .timelines import MAX_TRACE_QUESTIONS, TRACE_TIMEOUT_S, Timelines
+from .traces import MAX_TRACE_QUESTIONS, TRACE_TIMEOUT_S, Traces
 
 SUPERVISOR_S = 5.0
 """Time in which the supervisor has to report the states of the actors; then it counts as stopped."""
@@ -55,8 +55,8 @@ class PublicActor(Actor):
         self.draining = False
         self.returning_until = 0.0
         """Until this time a drain still accepts requests of an incarnation that has just died, and waits for them."""
-        self.timelines = Timelines(self.send, self.wake_by, self.send_if_there)
-        self.timelines.peers.add(self.name)
+        self.traces = Traces(self.send, self.wake_by, self.send_if_there)
+        self.traces.peers.add(self.name)
         self.asking: deque[tuple[bytes, float]] = deque()
         """Clients that have asked for the states of the actors, each with the time until which it waits; the oldest
         first."""
@@ -65,7 +65,7 @@ class PublicActor(Actor):
             ClientMessage: self.on_client_message,
             ClientGone: self.on_client_gone,
             ClientBlocked: self.connections.on_blocked,
-            Spans: self.timelines.on_spans,
+            Spans: self.traces.on_spans,
             Drain: self.on_drain,
             HostCounters: self.on_host_counters,
             Actors: self.on_actors,
@@ -159,7 +159,7 @@ class PublicActor(Actor):
 
     def on_wake(self, now: float) -> None:
         self.connections.on_wake(now)
-        self.timelines.finish(now)
+        self.traces.finish(now)
         if self.asking:
             self.answer_for_supervisor(now)
         if now < self.returning_until:
@@ -211,6 +211,6 @@ class PublicActor(Actor):
         if not seconds > 0:
             text = f"seconds={seconds}; give more than 0"
             self.send_to(connection, Error(code="invalid_request", message=text, param="seconds"))
-        elif not self.timelines.ask(connection.address, seconds, now):
+        elif not self.traces.ask(connection.address, seconds, now):
             text = f"{MAX_TRACE_QUESTIONS} traces of this client wait already; read one before asking for the next"
             self.send_to(connection, Error(code="overloaded", message=text, retry_after_s=TRACE_TIMEOUT_S))

@@ -30,7 +30,7 @@ default, since each may end with an error."""
 MAX_UNREAD_TRACES = 2
 """Most traces among these messages, which may be large."""
 
-MAX_CONNECTIONS = 4096
+MAX_REMEMBERED = 4096
 """Most connections that are remembered: several times as many as open requests by default. A client whose connection
 was forgotten only has to say hello again."""
 
@@ -94,7 +94,7 @@ class Connections:
 
     def forget_oldest_idle(self) -> None:
         """If there are too many, forget the oldest connection without a request, whose client can say hello again."""
-        if len(self.known) >= MAX_CONNECTIONS:
+        if len(self.known) >= MAX_REMEMBERED:
             idle = next((c for c in self.known.values() if not c.open_ids), None)
             if idle is not None:
                 self.forget(idle)

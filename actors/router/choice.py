@@ -11,14 +11,14 @@ from typing import Any
 from .prefixes import blocks_of
 from .replica import Replica
 
-MOST_ABOVE_MEAN = 0.5
+MAX_ABOVE_MEAN = 0.5
 """A service with this share more open answers than the mean, and ``SLACK`` more, gets nothing for its cache's sake. A
 larger share finds more in caches and spreads load less evenly; ``python examples/day_of_traffic.py`` shows both."""
 
 SLACK = 4
 """A difference of this many open answers does not count: a step takes hardly longer with them."""
 
-MOST_LOOKED_AT = 32
+MAX_LOOKED_AT = 32
 """How many of the services that are alike are looked at for one request, so that a choice costs the same before a
 thousand; others for each prompt, so that none is left out."""
 
@@ -43,7 +43,7 @@ def choose(
     among = replicas if among is None else among
     compared = some(replicas, hashes)
     loads = [replica.load for replica in compared]
-    most = sum(loads) / len(loads) * (1 + MOST_ABOVE_MEAN) + SLACK
+    most = sum(loads) / len(loads) * (1 + MAX_ABOVE_MEAN) + SLACK
     best: Replica | None = None
     least_work = 0
     for has, group in holders(replicas[0].prefixes.holders, hashes):
@@ -64,11 +64,11 @@ def choose(
 
 def some(replicas: Sequence[Replica], hashes: list[bytes]) -> Sequence[Replica]:
     """All replicas; if there are many, as many as are compared, from one on that the end of the prompt chooses."""
-    if len(replicas) <= MOST_LOOKED_AT or not hashes:
+    if len(replicas) <= MAX_LOOKED_AT or not hashes:
         return replicas
     start = int.from_bytes(hashes[-1]) % len(replicas)
-    found = replicas[start : start + MOST_LOOKED_AT]
-    return [*found, *replicas[: MOST_LOOKED_AT - len(found)]]
+    found = replicas[start : start + MAX_LOOKED_AT]
+    return [*found, *replicas[: MAX_LOOKED_AT - len(found)]]
 
 
 def holders(

@@ -11,7 +11,7 @@ from .open_requests import OpenRequests, Routed
 from .replica import SILENT_S, Replica
 from .timers import ReplicaTimers
 
-MOST_LOSSES = 3
+MAX_LOSSES = 3
 """A request that was open at this many services that went, one after the other, while nothing of it came from any, may
 be what they died of."""
 
@@ -22,7 +22,7 @@ most clients' timeouts (60 s)."""
 RETRY_S = 0.05
 """Pause between two tries to find one: no delay that a person notices, and no busy loop."""
 
-MOST_KNOWN, MOST_KNOWN_OF_ONE = 1 << 21, 1 << 17
+MAX_KNOWN, MAX_KNOWN_OF_ONE = 1 << 21, 1 << 17
 """Hashes that are remembered, of all services together and of one: each takes 120 to 200 bytes (``tracemalloc``)."""
 
 
@@ -66,7 +66,7 @@ class Placement:
         for replica in self.replicas.values():
             if replica.takes(now):
                 taking.append(replica)
-                if replica.answers(now):
+                if replica.is_answering(now):
                     answering.append(replica)
                     if replica.question is not None:
                         until = min(until, replica.polled_at + SILENT_S)
@@ -96,7 +96,7 @@ class Placement:
             self.fail(request, error)
             return
         request.go_to(replica)
-        replica.prefixes.note(request.hashes, min(MOST_KNOWN // len(self.replicas), MOST_KNOWN_OF_ONE))
+        replica.prefixes.note(request.hashes, min(MAX_KNOWN // len(self.replicas), MAX_KNOWN_OF_ONE))
         self.open.waiting.pop(request, None)
         self.timers.set(replica)
 
@@ -130,7 +130,7 @@ class Placement:
         """Another service continues it. ``lost``: the one at which it was open is gone, perhaps because of it."""
         request.accepted = True
         request.losses += lost
-        if request.losses >= MOST_LOSSES:
+        if request.losses >= MAX_LOSSES:
             text = (
                 f"{request.losses} services went, one after the other, while this request was open there and nothing"
                 " of it came: it is not tried again"

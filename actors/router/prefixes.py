@@ -22,17 +22,17 @@ Holders = dict[bytes, tuple[Any, ...]]
 BLOCK_BYTES = 64
 """How much of what was asked a block has: 16 token ids, or about as many in text."""
 
-MOST_BLOCKS = 1024
+MAX_BLOCKS = 1024
 """Most blocks of one prompt that are looked at: what differs only behind them is the same prefix."""
 
-ENDS = (*range(1, 16), *range(16, 64, 4), *range(64, MOST_BLOCKS + 1, 8))
+ENDS = (*range(1, 16), *range(16, 64, 4), *range(64, MAX_BLOCKS + 1, 8))
 """Numbers of blocks behind which there is a hash: long prefixes that differ do so long before their ends, and a
 thousand services have very many."""
 
 
 def size_and_bytes(request: Generate) -> tuple[int, bytes]:
     """About how many bytes the prompt takes, and its prefix, as the blocks cover it."""
-    most = BLOCK_BYTES * MOST_BLOCKS
+    most = BLOCK_BYTES * MAX_BLOCKS
     if isinstance(request.prompt, list):
         try:
             return 4 * len(request.prompt), array("i", request.prompt[: most // 4]).tobytes()
@@ -80,12 +80,12 @@ class Prefixes:
         self.holders: Holders = {} if holders is None else holders
         self.alone = (holder,) if holder is not None else ()
         self.found = 1.0
-        """Which share of what was expected in the cache the service reports to have found there, of late."""
+        """The share of the expected tokens that the service has lately reported to have found in its cache."""
 
     @property
     def reliable(self) -> bool:
         """Whether what was sent to the service is a reason to send more that begins so."""
-        return self.found >= LEAST_FOUND
+        return self.found >= MIN_FOUND
 
     def matched(self, hashes: list[bytes]) -> int:
         """The number of hashes, from the first on, whose blocks it has."""
@@ -108,7 +108,7 @@ class Prefixes:
             self.drop(one)
 
     def drop(self, one: bytes) -> None:
-        """The service is no holder of this any more."""
+        """Record that the service no longer holds this hash."""
         left = tuple(holder for holder in self.holders[one] if holder not in self.alone)
         if left:
             self.holders[one] = left
@@ -116,21 +116,21 @@ class Prefixes:
             del self.holders[one]
 
     def learn(self, expected: float, reported: int, prompt: int) -> None:
-        """Of a prompt of ``prompt`` tokens, ``expected`` were taken to be in the cache; the service says that
-        ``reported`` were. More than there are is no report."""
+        """Compare the tokens of a prompt that were ``expected`` in the cache with those that the service ``reported``.
+        A report of more tokens than ``prompt``, which is all of them, counts as none."""
         if expected > 0:
             share = min(max(reported / expected, 0.0), 1.0) if reported <= prompt else 0.0
             self.found += (share - self.found) * LEARNING
 
     def forget(self) -> None:
-        """The service is another: its cache is empty, and whether it finds what it has is to be seen."""
+        """Start afresh, as another incarnation of the service has an empty cache and has reported nothing yet."""
         for one in self.known:
             self.drop(one)
         self.known.clear()
         self.found = 1.0
 
 
-LEAST_FOUND = 0.2
+MIN_FOUND = 0.2
 """Least share of the expected blocks that a service has to find in its cache for its cache to count. Below it, it has
 no prefix cache, one that is far too small, or reports wrongly; an honest one finds most."""
 

@@ -113,7 +113,7 @@ class Replica:
         ready = self.session.state == "ready"
         return ready and not self.draining and not self.leaving and now >= self.full_until
 
-    def answers(self, now: float) -> bool:
+    def is_answering(self, now: float) -> bool:
         """Whether it has answered what it was asked last, or may still be about to."""
         question = self.question
         return question is None or question.answer is not None or now < self.polled_at + SILENT_S

@@ -1,4 +1,4 @@
-"""What comes from the services behind a router: tokens for its clients, errors, and that one is there or gone."""
+"""Takes in what comes from the services behind a router: tokens, errors, and news of services that come and go."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from .replica import Replica
 
-LEAST_BETWEEN_CHECKS_S = 0.02
+MIN_BETWEEN_CHECKS_S = 0.02
 """Between two checks: of a thousand services, the timer of one fires every millisecond."""
 
 
@@ -35,7 +35,7 @@ class ReplicaTimers:
 
     def check_by(self, when: float) -> None:
         """Check the services that are due, and the requests that wait for one, at this time or before."""
-        self.check_at = min(self.check_at, max(when, self.checked_at + LEAST_BETWEEN_CHECKS_S))
+        self.check_at = min(self.check_at, max(when, self.checked_at + MIN_BETWEEN_CHECKS_S))
         self.wake_by(self.check_at)
 
     @property

@@ -185,7 +185,7 @@ class AsyncClient:
         return await self._inquire(Actors)
 
     async def reset_prefix_cache(self) -> None:
-        """Have what is asked from now on find nothing that was computed before; ``InvalidRequest`` where the service
+        """Empty the prefix cache, so that later requests find nothing in it; ``InvalidRequest`` where the service
         was started without ``--server-dev-mode``."""
         if not (await self._inquire(CacheReset)).done:
             raise InvalidRequest(NO_RESET)

@@ -207,7 +207,7 @@ class Client:
         return self._inquire(Actors)
 
     def reset_prefix_cache(self) -> None:
-        """Have what is asked from now on find nothing that was computed before; ``InvalidRequest`` where the service
+        """Empty the prefix cache, so that later requests find nothing in it; ``InvalidRequest`` where the service
         was started without ``--server-dev-mode``."""
         if not (self._inquire(CacheReset)).done:
             raise InvalidRequest(NO_RESET)

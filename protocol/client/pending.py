@@ -121,8 +121,8 @@ class Stream(Pending):
         return reader
 
     def lacks_usage(self, delta: Delta) -> bool:
-        """The end of an answer is the last of all and has no usage: one that had ended here is not over when it is
-        resent."""
+        """Whether a delta ends the last answer without the usage of all: after a resend, the service still works on
+        answers that had ended here, and reports the usage when these end again."""
         if delta.usage is not None or self.aborted:
             return False
         return answer_count(self.request.params) > 1 and self.unfinished == {delta.index}

@@ -6,16 +6,16 @@ import resource
 
 from ...protocol.errors import InvalidRequest
 
-LEAST_FILES = 384
+MIN_FILES = 384
 """With 256, processes that connect as fast as they can make ZeroMQ end the gateway, and with 512 they do not."""
 
 
 def check_file_limit() -> None:
     """InvalidRequest where a process may open too few files for strangers not to end a gateway by connecting."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    if hard != resource.RLIM_INFINITY and hard < LEAST_FILES:
+    if hard != resource.RLIM_INFINITY and hard < MIN_FILES:
         raise InvalidRequest(
-            f"a process may open {hard} files here, and a service needs {LEAST_FILES} at least: raise the hard limit,"
+            f"a process may open {hard} files here, and a service needs {MIN_FILES} at least: raise the hard limit,"
             " better to 4096 (ulimit -Hn; LimitNOFILE= of a systemd unit)"
         )
 

@@ -13,11 +13,11 @@ import select
 import socket
 import sys
 
-from ..keeping import MAX_PACKET, MOST_FILES, REFUSED, HeldFiles
+from ..keeping import MAX_FILES, MAX_PACKET, REFUSED, HeldFiles
 from ..supervision import control
 from .set_up import set_up
 
-MOST_WAITING = 64
+MAX_WAITING = 64
 """Connections that are not accepted yet; each rank of an executor has one at a time."""
 
 
@@ -29,7 +29,7 @@ def main(path: str, fd: int, parent: int) -> int:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with socket.socket(fileno=fd) as channel, listener:
         listener.bind(path)
-        listener.listen(MOST_WAITING)
+        listener.listen(MAX_WAITING)
         if not isinstance(control.receive(channel), control.Prepare):
             return 1
         control.send(channel, control.Ready())
@@ -60,7 +60,7 @@ def serve(channel: socket.socket, listener: socket.socket, held_files: HeldFiles
 def answer(connection: socket.socket, held_files: HeldFiles) -> bool:
     """Answer a question; False if there was none, and the connection is over."""
     try:
-        packet, files, flags, _ = socket.recv_fds(connection, MAX_PACKET, MOST_FILES)
+        packet, files, flags, _ = socket.recv_fds(connection, MAX_PACKET, MAX_FILES)
         if not packet:
             return False
         lost = flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC)  # what came is not what was sent

@@ -1,7 +1,7 @@
 """The socket at which an actor hears strangers: where it is bound, who may come in, and how many.
 
 ZeroMQ ends the process when a listener on an ipc path runs out of file descriptors, so connections are counted,
-and those beyond a quarter of what the process may open, or ``MOST_CONNECTIONS``, are closed at once. ZeroMQ connects
+and those beyond a quarter of what the process may open, or ``MAX_CONNECTIONS``, are closed at once. ZeroMQ connects
 again by itself. It accepts in a thread of its own, so they are counted in one too: what comes before that thread has
 its turn of the interpreter, some milliseconds, must be fewer than the rest.
 """
@@ -31,7 +31,7 @@ CLIENT_MESSAGES = 64
 Beyond the first its deltas wait, merged, in the gateway; beyond the second its requests wait in its own socket.
 """
 
-MOST_CONNECTIONS = 16_384
+MAX_CONNECTIONS = 16_384
 """Most connections, however many descriptors there are, as many as any service needs."""
 
 LAST_WORDS_MS = 500
@@ -51,7 +51,7 @@ OPTIONS = {
 
 def most_connections(descriptors: int) -> int:
     """The number of connections that a process with this limit of descriptors accepts."""
-    return min(descriptors // 4, MOST_CONNECTIONS)
+    return min(descriptors // 4, MAX_CONNECTIONS)
 
 
 class PublicSocket:

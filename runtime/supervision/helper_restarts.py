@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .restarts import PERIOD_S
 
-FIRST_PAUSE_S, MOST_PAUSE_S = 1.0, 60.0
+FIRST_PAUSE_S, MAX_PAUSE_S = 1.0, 60.0
 """The first addition to the pause before another helper, and the longest pause."""
 
 
@@ -43,5 +43,5 @@ class HelperRestarts:
             self.in_a_row = 0
         self.running, self.ready_at = False, None
         pause_s = self.first_pause_s + FIRST_PAUSE_S * (2**self.in_a_row - 1)
-        self.not_before = now + min(MOST_PAUSE_S, pause_s)
+        self.not_before = now + min(MAX_PAUSE_S, pause_s)
         self.in_a_row += 1

@@ -12,7 +12,7 @@ import math
 
 from .control import Report
 
-MOST_PROBES_EVERY_S = 0.5
+MAX_PROBES_EVERY_S = 0.5
 """Longest time between two probes of an actor that has work, in seconds: a hang is then seen at most this much late."""
 
 PROBES_PER_LIMIT = 4
@@ -29,7 +29,7 @@ class Liveness:
     def __init__(self, limit_s: float, now: float, silence_s: float = math.inf) -> None:
         self.limit_s = limit_s
         self.silence_s = silence_s
-        self.every_s = min(MOST_PROBES_EVERY_S, limit_s / PROBES_PER_LIMIT)
+        self.every_s = min(MAX_PROBES_EVERY_S, limit_s / PROBES_PER_LIMIT)
         self.awake = True
         self.asked = False
         """A probe is on its way and not answered."""

@@ -24,10 +24,10 @@ TRIES, TRY_PAUSE_S = 3, 1.0
 """Starts in a series that may report a resource lost before the service ends, several since the first report may be
 wrong shortly after a fault; and the pause before each further one."""
 
-BACK_OFF_S, MOST_BACK_OFF_S = 0.02, 2.0
+BACK_OFF_S, MAX_BACK_OFF_S = 0.02, 2.0
 """Pause before the second restart in a row; it doubles with each further one."""
 
-MOST_FRONTEND_BACK_OFF_S = 30.0
+MAX_FRONTEND_BACK_OFF_S = 30.0
 """The longest pause before a frontend is started again. It holds no stream, so it is retried for ever, and not
 often."""
 
@@ -63,7 +63,7 @@ class Restarts:
             self.all_restarted &= frontend
         self.in_a_row[name] = count = self.in_a_row[name] + 1
         if frontend or count <= INTENSITY:
-            most = MOST_FRONTEND_BACK_OFF_S if frontend else MOST_BACK_OFF_S
+            most = MAX_FRONTEND_BACK_OFF_S if frontend else MAX_BACK_OFF_S
             pause = 0.0 if count == 1 else min(most, BACK_OFF_S * 2 ** min(count - 2, 20))
             return Decision("one", count, pause)
         if self.all_restarted:

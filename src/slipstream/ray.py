@@ -56,7 +56,7 @@ ANSWER_WITHIN_S = 5.0
 """How long a service may take to say what it counts: its gateway is back within this time if it was restarted."""
 
 HANG_S = 60.0
-"""After which a service's own supervisor ends an executor that hangs, where ``hang_timeout`` does not say."""
+"""Where ``hang_timeout`` is not given: how long an executor may hang until its supervisor ends it."""
 
 ROUTER_KEY = "router"
 

@@ -14,7 +14,7 @@ from .protocol.errors import InvalidRequest
 OPEN, CACHE = "requests_open", "kv_cache_usage_perc"
 """What a replica reports, by the names that the service has for it."""
 
-MOST_CACHE = 0.8
+MAX_CACHE = 0.8
 """Share of the cache that may be in use on average: beyond it, sequences soon give way to each other."""
 
 SLOTS_IN_USE = 0.75
@@ -41,7 +41,7 @@ def scaling(replicas: int, slots: int, wanted: dict[str, Any]) -> dict[str, Any]
 
 def services_needed(context: Any) -> tuple[float, dict[str, Any]]:
     """A policy for Serve's ``AutoscalingConfig``: as many services as it takes for each to have
-    ``target_ongoing_requests`` open and ``MOST_CACHE`` of its cache in use, whichever asks for more.
+    ``target_ongoing_requests`` open and ``MAX_CACHE`` of its cache in use, whichever asks for more.
 
     Bounds and delays are Serve's. While nothing is reported nothing changes.
     """
@@ -50,7 +50,7 @@ def services_needed(context: Any) -> tuple[float, dict[str, Any]]:
     if not open_requests:
         return context.target_num_replicas, {}
     by_requests = sum(open_requests) / context.config.target_ongoing_requests
-    by_cache = sum(reported.get(CACHE, {}).values()) / MOST_CACHE
+    by_cache = sum(reported.get(CACHE, {}).values()) / MAX_CACHE
     return max(by_requests, by_cache), {}
 
 

@@ -48,8 +48,8 @@ OF_A_COMMAND = {"ready_fd": None, "print_config": False, "exit_with_parent": Tru
 SYSTEMD = {"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"}
 """Variables that are for your program, if systemd started it, and not for its service."""
 
-MOST_POLLED_S = 3600.0
-"""For which the kernel waits at once; ``start_timeout_s`` may be any number, infinity too."""
+MAX_POLL_S = 3600.0
+"""Longest single wait in the kernel; ``start_timeout_s`` may be any number, infinity too."""
 
 STOP_MARGIN_S = 5.0
 """Beyond ``shutdown_timeout``: for the actors to end after the last request has."""
@@ -210,7 +210,7 @@ class Sidecar:
                 raise ServiceUnavailable(
                     f"the service was not ready within start_timeout_s={timeout_s:g}; its log:\n{self.log}"
                 )
-            if not poller.poll(min(rest, MOST_POLLED_S) * 1000):
+            if not poller.poll(min(rest, MAX_POLL_S) * 1000):
                 continue
             part = ready.read(65536)
             if not part:

@@ -13,7 +13,7 @@ from slipstream.protocol.limits import MAX_FRAME_BYTES
 from slipstream import AsyncClient, SamplingParams, Sidecar, SlipstreamError
 
 REQUESTS, ALL_REQUESTS = 4_000, 1_000_000
-MOST_ERROR_BYTES = 64 * 1024
+MAX_ERROR_BYTES = 64 * 1024
 AT_ONCE = 64
 
 NAN, INF = float("nan"), float("inf")
@@ -209,7 +209,7 @@ def test_each_hostile_request_is_answered_with_a_short_error_and_no_actor_restar
                 raise AssertionError(f"{said}: {wrong!r}") from None
             text = str(error)
             assert text, said
-            assert len(text.encode("utf-8", "replace")) < MOST_ERROR_BYTES, said
+            assert len(text.encode("utf-8", "replace")) < MAX_ERROR_BYTES, said
             assert error.code != "internal", f"{said}: {error}"
             codes[error.code] += 1
 

@@ -12,7 +12,7 @@ import pytest
 from slipstream.actors.gateway.gateway import Gateway
 from slipstream.actors.public import connections
 from slipstream.actors.public.connections import PROBE_S, RETRY_S
-from slipstream.actors.public.timelines import MAX_TRACE_QUESTIONS, TRACE_TIMEOUT_S
+from slipstream.actors.public.traces import MAX_TRACE_QUESTIONS, TRACE_TIMEOUT_S
 from slipstream.protocol.client.timeline import Timeline
 from slipstream.protocol.codec import encode
 from slipstream.protocol.events import (
@@ -221,7 +221,7 @@ def test_saying_hello_again_forgets_no_request(harness: Harness) -> None:
 def test_a_flood_of_connections_never_pushes_out_one_that_has_a_request(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 10)
+    monkeypatch.setattr(connections, "MAX_REMEMBERED", 10)
     harness.submitted(ANN, "1")
     for number in range(100):
         harness.ask(b"%d" % number, Hello(protocol=[1, 0]))

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from processes import Background, until
 from prometheus_client.parser import text_string_to_metric_families
-from slipstream.actors.gateway.metrics import CarriedCounters
+from slipstream.actors.gateway.carried_counters import CarriedCounters
 from slipstream.actors.histogram import Histogram
 from slipstream.protocol.errors import DeadlineExceeded, InvalidRequest
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from slipstream.actors.http.logprob_lists import MOST_OF_ALL, MOST_OF_ONE
+from slipstream.actors.http.logprob_lists import MAX_OF_ALL_ANSWERS, MAX_OF_ONE_ANSWER
 from slipstream.actors.http.transport.connection import (
     HEADERS_S,
     MAX_HEADER_BYTES,
@@ -18,8 +18,8 @@ from slipstream.actors.http.transport.uploads import (
     MAX_BYTES_ON_THEIR_WAY,
     SMALL_BODY_BYTES,
 )
-from slipstream.actors.text.prompts.bounded import MOST_BITS, MOST_CHARACTERS, MOST_ITEMS
-from slipstream.actors.text.prompts.iterations import FEWEST_ITERATIONS, Iterations
+from slipstream.actors.text.prompts.bounded import MAX_LIST_ITEMS, MAX_NUMBER_BITS, MAX_TEXT_CHARACTERS
+from slipstream.actors.text.prompts.iterations import MIN_ITERATIONS, Iterations
 from slipstream.actors.text.prompts.prompts import ENCODING_BUDGET_S
 from slipstream.protocol.limits import MAX_ALL_ITEMS, MAX_CONTAINERS
 from slipstream.runtime.supervision.children import ChildSpec
@@ -33,10 +33,10 @@ NUMBERS = {10.0: "ten"}
 @pytest.mark.parametrize(
     ("sentence", "figures"),
     [
-        ("go round its loops and macros # times, plus twice the square", [FEWEST_ITERATIONS]),
+        ("go round its loops and macros # times, plus twice the square", [MIN_ITERATIONS]),
         (
             "a text of more than # characters, a list of more than # items, or a number of more than # bits",
-            [MOST_CHARACTERS, MOST_ITEMS, MOST_BITS],
+            [MAX_TEXT_CHARACTERS, MAX_LIST_ITEMS, MAX_NUMBER_BITS],
         ),
         ("a prompt that has taken # seconds is refused", [ENCODING_BUDGET_S]),
         (
@@ -51,7 +51,10 @@ NUMBERS = {10.0: "ten"}
             "all bodies over # KiB together | # MiB until",
             [SMALL_BODY_BYTES // KIB, MAX_BYTES_ON_THEIR_WAY // MIB],
         ),
-        ("| #, those of prompts too; of all such answers at once #;", [MOST_OF_ONE, MOST_OF_ALL]),
+        (
+            "| #, those of prompts too; of all such answers at once #;",
+            [MAX_OF_ONE_ANSWER, MAX_OF_ALL_ANSWERS],
+        ),
         ("| path and headers | # KiB, within # s", [MAX_HEADER_BYTES // KIB, HEADERS_S]),
         ("64 KiB of its answer unread for # s", [UNREAD_S]),
         ("as many as the process may have descriptors, less #.", [RESERVED_DESCRIPTORS]),
@@ -67,4 +70,4 @@ def test_a_bound_is_the_one_that_holds(sentence: str, figures: list[float]) -> N
 
 
 def test_twice_the_square_of_the_number_of_messages_is_what_more_may_go_round() -> None:
-    assert Iterations(30).left == FEWEST_ITERATIONS + 2 * 30**2
+    assert Iterations(30).left == MIN_ITERATIONS + 2 * 30**2

@@ -94,7 +94,7 @@ def test_answers_that_are_put_together_at_once_share_the_room() -> None:
 def test_of_many_prompts_whose_logprobs_are_wanted_few_are_asked_for_at_once(
     monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
-    monkeypatch.setattr(events, "MOST_AT_ONCE", 200)
+    monkeypatch.setattr(events, "MAX_AT_ONCE", 200)
     prompts = {"prompt": ["x" * 25] * 8, "logprobs": 1, "max_tokens": 2, "stream": stream}
     for echo, most in ((False, 8), (True, 4)):
         scripted = Scripted(script := Scores())

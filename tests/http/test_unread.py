@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from scripted import Scripted
-from slipstream.actors.http.logprob_lists import MOST_OF_ONE
+from slipstream.actors.http.logprob_lists import MAX_OF_ONE_ANSWER
 from slipstream.actors.http.service import MAX_GATEWAY_CLIENTS, GatewayClients, most_unread
 from slipstream.protocol.client.session import Session
 from slipstream.protocol.codec import decode_from_client, encode
@@ -67,7 +67,7 @@ def test_an_answer_that_is_told_whole_is_not_cut_off_as_unread_if_it_may_be_kept
     """Its client has nothing to read yet: the frontend itself is behind, by the third of a second."""
     assert most_unread(SamplingParams(logprobs=20, n=20), 21_000) == 1000
     assert most_unread(SamplingParams(n=20), 21_000) == 20_000
-    for stream, held in ((False, MOST_OF_ONE // 21), (True, 952)):
+    for stream, held in ((False, MAX_OF_ONE_ANSWER // 21), (True, 952)):
         for path, body in (
             ("/v1/completions", {"prompt": "x", "logprobs": 20}),
             ("/v1/chat/completions", {"messages": HI, "logprobs": True, "top_logprobs": 20}),

@@ -16,7 +16,7 @@ from slipstream.protocol.trace import Span
 from slipstream import SlipstreamError, cli
 from slipstream.bench.latency import Arrivals, percentile
 from slipstream.bench.overlap import full_steps
-from slipstream.observe.timeline import Panel, as_svg, as_text, gaps, host_ms, typical
+from slipstream.observe.picture import Panel, as_svg, as_text, gaps, host_ms, typical
 
 OVERLAP_KEYS = [
     *("depth", "rows", "step_ms", "steps", "wall_s", "device_busy_s"),

@@ -41,7 +41,7 @@ def ranks(monkeypatch: pytest.MonkeyPatch) -> Any:
     assert spec.loader is not None
     found: Any = importlib.util.module_from_spec(spec)  # the support of other tests has a module of that name
     spec.loader.exec_module(found)
-    monkeypatch.setattr(found, "LEAST_S", 0.0)
+    monkeypatch.setattr(found, "MIN_S", 0.0)
     return found
 
 

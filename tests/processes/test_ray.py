@@ -18,7 +18,7 @@ from slipstream.protocol.errors import InvalidRequest
 
 from slipstream.commands.common import Exit
 from slipstream.commands.deploy import check_reachable
-from slipstream.ray_scaling import CACHE, MOST_CACHE, OPEN, Progress, scaling, services_needed
+from slipstream.ray_scaling import CACHE, MAX_CACHE, OPEN, Progress, scaling, services_needed
 
 CLUSTER = Path(__file__).parents[1] / "support" / "ray_cluster.py"
 
@@ -69,7 +69,7 @@ def asked(reported: dict[str, dict[str, float]] | None, target: float = 10.0) ->
         ({}, 3),
         ({OPEN: {"a": 0.0, "b": 0.0}, CACHE: {"a": 0.0, "b": 0.0}}, 0),
         ({OPEN: {"a": 30.0, "b": 20.0}, CACHE: {"a": 0.1, "b": 0.1}}, 5),
-        ({OPEN: {"a": 1.0, "b": 1.0}, CACHE: {"a": 1.0, "b": 1.0}}, 2 / MOST_CACHE),
+        ({OPEN: {"a": 1.0, "b": 1.0}, CACHE: {"a": 1.0, "b": 1.0}}, 2 / MAX_CACHE),
     ],
     ids=["nothing reported yet", "no metric", "nothing to do", "by open requests", "by caches"],
 )

@@ -28,7 +28,7 @@ from slipstream.runtime.supervision.probes import SECOND_TIME_FACTOR, START_FACT
 from slipstream.runtime.supervision.restarts import (
     BACK_OFF_S,
     INTENSITY,
-    MOST_FRONTEND_BACK_OFF_S,
+    MAX_FRONTEND_BACK_OFF_S,
     PERIOD_S,
     TRIES,
     Restarts,
@@ -207,7 +207,7 @@ def test_a_frontend_is_restarted_however_often_after_pauses_that_grow_to_a_limit
     assert {decision.restart for decision in decisions} == {"one"}
     pauses = [decision.pause_s for decision in decisions]
     assert pauses == sorted(pauses)
-    assert (pauses[0], pauses[1], pauses[-1]) == (0.0, BACK_OFF_S, MOST_FRONTEND_BACK_OFF_S)
+    assert (pauses[0], pauses[1], pauses[-1]) == (0.0, BACK_OFF_S, MAX_FRONTEND_BACK_OFF_S)
 
 
 def test_deaths_of_one_do_not_count_for_another() -> None:

@@ -11,10 +11,10 @@ from covering import few_of
 from fleet import BOUNDS, Fleet, Front
 from simulation import VOCAB, World
 from slipstream.actors.router import admission
-from slipstream.actors.router.choice import MOST_ABOVE_MEAN, MOST_LOOKED_AT, SLACK, choose
+from slipstream.actors.router.choice import MAX_ABOVE_MEAN, MAX_LOOKED_AT, SLACK, choose
 from slipstream.actors.router.prefixes import (
     BLOCK_BYTES,
-    MOST_BLOCKS,
+    MAX_BLOCKS,
     Holders,
     Prefixes,
     blocks_of,
@@ -95,7 +95,7 @@ def test_long_beginnings_share_ever_larger_parts() -> None:
 def test_of_a_long_prompt_the_beginning_is_looked_at() -> None:
     size, prefix = size_and_bytes(Generate(id="a", prompt="é" * 1_000_000))
     assert size == 1_000_000
-    assert len(prefix) == BLOCK_BYTES * MOST_BLOCKS
+    assert len(prefix) == BLOCK_BYTES * MAX_BLOCKS
     assert size_and_bytes(Generate(id="a", prompt=[2**40] * 100)) == (400, b"")
 
 
@@ -122,7 +122,7 @@ def test_a_request_goes_to_who_has_most_of_its_beginning() -> None:
 def test_a_service_far_above_the_mean_gets_nothing_for_its_caches_sake() -> None:
     others = 2
     load = SLACK
-    while load <= (load + others) / 3 * (1 + MOST_ABOVE_MEAN) + SLACK:
+    while load <= (load + others) / 3 * (1 + MAX_ABOVE_MEAN) + SLACK:
         busy, *rest = replicas(3, [load, 1, 1])
         busy.prefixes.note([b"a"], 100)
         assert choose([busy, *rest], [b"a"]) is busy
@@ -172,7 +172,7 @@ def test_a_service_has_as_much_room_as_it_says_before_anything_waits_there() -> 
 
 
 def test_of_very_many_services_a_part_is_looked_at_and_the_one_that_has_the_beginning() -> None:
-    many = replicas(10 * MOST_LOOKED_AT)
+    many = replicas(10 * MAX_LOOKED_AT)
     many[0].prefixes.note([b"a", b"b"], 100)
     for replica in many[1:]:
         replica.prefixes.note([b"a"], 100)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from slipstream.actors.router.open_requests import Routed
-from slipstream.actors.router.placement import MOST_LOSSES, WAIT_S
+from slipstream.actors.router.placement import MAX_LOSSES, WAIT_S
 from slipstream.actors.router.replica import LOST_AFTER_S, MOVE_AFTER_S, POLL_S
 from slipstream.actors.router.router import Router
 from slipstream.protocol.client.session import PING_AFTER_S
@@ -405,7 +405,7 @@ def test_a_request_with_which_service_after_service_goes_is_not_tried_for_ever()
     services = [f"ipc:///{number}" for number in range(5)]
     desk = Desk(*services)
     desk.ask()
-    for _ in range(MOST_LOSSES):
+    for _ in range(MAX_LOSSES):
         (request,) = desk.open()
         assert request.replica is not None
         lost = request.replica.endpoint

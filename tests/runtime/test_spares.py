@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slipstream.runtime.supervision.helper_restarts import FIRST_PAUSE_S, MOST_PAUSE_S
+from slipstream.runtime.supervision.helper_restarts import FIRST_PAUSE_S, MAX_PAUSE_S
 from slipstream.runtime.supervision.restarts import PERIOD_S
 from slipstream.runtime.supervision.spares import Spares
 
@@ -54,7 +54,7 @@ def test_the_pause_grows_while_spares_do_not_last_and_begins_anew_after_one_that
         now = due
         spares.on_start()
         spares.on_ready(now)
-    assert pauses == [min(MOST_PAUSE_S, FIRST_PAUSE_S * 2**n) for n in range(10)]
+    assert pauses == [min(MAX_PAUSE_S, FIRST_PAUSE_S * 2**n) for n in range(10)]
     spares.on_death(now + PERIOD_S)
     assert spares.due(serving=True, whole=True) == now + PERIOD_S + FIRST_PAUSE_S
 

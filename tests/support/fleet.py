@@ -32,7 +32,7 @@ BOUNDS = Limits(max_model_len=MODEL_LEN, vocab_size=VOCAB, max_prompt_bytes=10_0
 CLIENT_S = 0.2
 """What a client may need to find the next router, and messages to arrive."""
 
-MOST_EVENTS = 100_000
+MAX_EVENTS = 100_000
 """Within which any load here ends, whatever fails."""
 
 
@@ -202,7 +202,7 @@ class Fleet:
             _, _, event = heapq.heappop(following.events)
             event()
             count += 1
-            assert count < MOST_EVENTS, f"not over after {count} events"
+            assert count < MAX_EVENTS, f"not over after {count} events"
             assert self.now < deadline, f"not over after {LONGEST_S:g} s: {self.open()}"
 
     def open(self) -> list[Any]:

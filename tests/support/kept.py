@@ -12,7 +12,7 @@ from collections import Counter
 
 from slipstream.runtime.keeping import DONE, FETCH, FORGET, KEEP, REFUSED, HeldFiles
 from slipstream.runtime.simulator import Simulator
-from slipstream.runtime.supervision.helper_restarts import FIRST_PAUSE_S, MOST_PAUSE_S, HelperRestarts
+from slipstream.runtime.supervision.helper_restarts import FIRST_PAUSE_S, MAX_PAUSE_S, HelperRestarts
 from slipstream.runtime.supervision.restarts import PERIOD_S
 
 NAMES = (b"executor", b"executor.1")
@@ -63,7 +63,7 @@ class KeeperLife:
             return
         assert self.keeper_begun <= self.keeper_ended, "there is a keeper already"
         if self.keeper_ended >= 0:
-            least = min(MOST_PAUSE_S, FIRST_PAUSE_S * (2 ** (self.short_lives - 1) - 1))
+            least = min(MAX_PAUSE_S, FIRST_PAUSE_S * (2 ** (self.short_lives - 1) - 1))
             paused = self.world.now - self.keeper_ended
             assert least - 1e-9 <= paused <= least + 1e-6, "a keeper comes too early, or later than it could"
         self.states.on_start()
@@ -216,7 +216,7 @@ def live(seed: int) -> KeeperLife:
             life.world.at(when, life.stranger)
     life.world.at(most, lambda: None)
     life.world.run(lambda: life.world.now >= most)
-    life.wait(2 * MOST_PAUSE_S, "the weights are not kept, though nothing fails any more")
+    life.wait(2 * MAX_PAUSE_S, "the weights are not kept, though nothing fails any more")
     life.rng = random.Random(1)  # of which the first is no tenth
     found = [executor.weights for executor in life.executors]
     for executor in life.executors:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from chaos import Chaos
 from slipstream.runtime.simulator import Simulator
-from slipstream.runtime.supervision.helper_restarts import FIRST_PAUSE_S, MOST_PAUSE_S
+from slipstream.runtime.supervision.helper_restarts import FIRST_PAUSE_S, MAX_PAUSE_S
 from slipstream.runtime.supervision.spares import Spares
 
 FORK_S, START_S = 0.002, 0.05
@@ -36,7 +36,7 @@ class SpareLife:
         self.spare_ready = False
         self.spare_broken = False
         """What is forked from it cannot start."""
-        self.spare_begun = self.spare_ended = -MOST_PAUSE_S
+        self.spare_begun = self.spare_ended = -MAX_PAUSE_S
         self.first = True
         self.waits = False
         self.executor: str | None = None
@@ -74,7 +74,7 @@ class SpareLife:
         assert not self.spare, "there is a spare already"
         assert whole or self.first, "a spare is started while streams wait"
         if self.spare_ended > 0:
-            least = min(MOST_PAUSE_S, FIRST_PAUSE_S * 2 ** (self.short_lives - 1))
+            least = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** (self.short_lives - 1))
             assert self.world.now >= self.spare_ended + least - 1e-9, (
                 "spares that do not last are started too often"
             )
@@ -178,8 +178,8 @@ def live(seed: int) -> SpareLife:
     world.at(peace, lambda: None)
     world.run(lambda: world.now >= peace)
     for _ in range(20):  # spares that cannot start, or are broken, are followed by others
-        world.at(world.now + 2 * MOST_PAUSE_S, lambda: None)
-        until = world.now + 2 * MOST_PAUSE_S
+        world.at(world.now + 2 * MAX_PAUSE_S, lambda: None)
+        until = world.now + 2 * MAX_PAUSE_S
         world.run(lambda until=until: life.whole or world.now >= until)
         if life.whole:
             return life

@@ -171,7 +171,7 @@ def test_no_grammar_takes_long_on_a_large_vocabulary(folder: Path, tokenizer: to
     assert longest < 200
 
 
-MOST_MB = {"gateway": 90, "detokenizer": 90, "http": 90, "tokenizer": 200}
+MAX_MB = {"gateway": 90, "detokenizer": 90, "http": 90, "tokenizer": 200}
 """For vocabularies of up to 160,000 tokens."""
 
 PADDING = 100
@@ -190,9 +190,9 @@ def test_faces_and_tokenizer_stay_small(
     (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": size}))
     with Sidecar(tmp_path, device="emulated", http="127.0.0.1:0") as service, service.client() as client:
         assert client.generate("hi", SamplingParams(max_tokens=2, regex="[a-z]+")).outputs[0].text
-        used = {name: psutil.Process(service.pids[name]).memory_info().rss >> 20 for name in MOST_MB}
+        used = {name: psutil.Process(service.pids[name]).memory_info().rss >> 20 for name in MAX_MB}
     print(f"{folder.name} ({size:,}): {used}")
-    assert all(used[name] <= most for name, most in MOST_MB.items()), used
+    assert all(used[name] <= most for name, most in MAX_MB.items()), used
 
 
 CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "weather", "arguments": {"city": "Bern"}}}

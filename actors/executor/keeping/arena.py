@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ....runtime.keeping import MOST_FILES
+from ....runtime.keeping import MAX_FILES
 
 ALIGNMENT = 512
 """Bytes; as torch places what it allocates on a GPU."""
@@ -55,7 +55,7 @@ class Arena:
     """A range of ``nbytes``, filled from its beginning to its end. It lives as long as the process."""
 
     def __init__(self, pages: Pages, nbytes: int) -> None:
-        least = max(PIECE_BYTES, -(-nbytes // (MOST_FILES - 1)))
+        least = max(PIECE_BYTES, -(-nbytes // (MAX_FILES - 1)))
         self.pages = pages
         self.piece_bytes = aligned(min(least, max(1, nbytes)), pages.granularity)
         self.nbytes = aligned(max(1, nbytes), self.piece_bytes)

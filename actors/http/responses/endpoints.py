@@ -25,7 +25,7 @@ from .writing import Output, ResponseEvents, new_id
 
 NAMES = tuple(field.name for field in PARAMETERS)
 
-MOST_ITEMS = 100
+MAX_PAGE_ITEMS = 100
 """Most items of one page of a response's input, as OpenAI has it."""
 
 
@@ -117,8 +117,8 @@ async def items(service: Service, request: Request) -> Response:
     order, limit, after = query.get("order", "desc"), query.get("limit", "20"), query.get("after")
     if order not in ("asc", "desc"):
         raise Problem(400, f"order={order!r:.80}; give asc or desc", param="order")
-    if not re.fullmatch("[0-9]{1,3}", limit) or not 1 <= int(limit) <= MOST_ITEMS:
-        raise Problem(400, f"limit={limit!r:.80} is out of range: give 1 to {MOST_ITEMS}", param="limit")
+    if not re.fullmatch("[0-9]{1,3}", limit) or not 1 <= int(limit) <= MAX_PAGE_ITEMS:
+        raise Problem(400, f"limit={limit!r:.80} is out of range: give 1 to {MAX_PAGE_ITEMS}", param="limit")
     data = asked_for(service, request).items[:: -1 if order == "desc" else 1]
     ids = [str(item["id"]) for item in data]
     if after is not None and after not in ids:

@@ -31,7 +31,7 @@ UNREAD_S = 30.0
 """Time for which a client may read nothing of an answer while more than 64 KiB of it wait; then it is cut off, so that
 its memory comes back."""
 
-MOST_WAITING = 8
+MAX_WAITING_REQUESTS = 8
 """Requests that may wait on a connection for the answer to another while it is read on: only by reading is it seen that
 the client has left."""
 
@@ -157,7 +157,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         self.unanswered = [cycle for cycle in self.unanswered if not cycle.response_complete]
         self.unanswered.append(self.cycle)
-        if 0 < len(self.pipeline) <= MOST_WAITING:
+        if 0 < len(self.pipeline) <= MAX_WAITING_REQUESTS:
             self.flow.resume_reading()
         if self.scope["http_version"] == "1.0":
             cycle: Any = self.cycle

@@ -167,13 +167,13 @@ def part_calls(parts: Sequence[CallPart]) -> tuple[list[CallPart], list[CallPart
     return ending, list(parts[len(ending) :])
 
 
-MOST_AT_ONCE = 1_000_000
+MAX_AT_ONCE = 1_000_000
 """Logprobs of prompts that may be on their way for one request: 200 bytes each until they are told."""
 
 
 async def together(streams: list[Batches], weights: Sequence[int] | None = None) -> Batches:
     """Several streams as one. The first that fails ends them all. Of those that weigh something no more are asked for
-    at once than weigh ``MOST_AT_ONCE``."""
+    at once than weigh ``MAX_AT_ONCE``."""
     results: asyncio.Queue[tuple[int, Batch | BaseException | None]] = asyncio.Queue()
     waiting = deque(zip(streams, weights or [0] * len(streams), strict=True))
     pumps: list[asyncio.Task[None]] = []
@@ -191,7 +191,7 @@ async def together(streams: list[Batches], weights: Sequence[int] | None = None)
 
     try:
         while left:
-            while waiting and (weight_under_way == 0 or weight_under_way + waiting[0][1] <= MOST_AT_ONCE):
+            while waiting and (weight_under_way == 0 or weight_under_way + waiting[0][1] <= MAX_AT_ONCE):
                 stream, weight = waiting.popleft()
                 weight_under_way += weight
                 pumps.append(asyncio.ensure_future(pump(stream, weight)))

@@ -20,13 +20,13 @@ from jinja2.sandbox import MAX_RANGE, ImmutableSandboxedEnvironment, SandboxedFo
 
 from .iterations import CURRENT, Oversized
 
-MOST_CHARACTERS = 1 << 24
+MAX_TEXT_CHARACTERS = 1 << 24
 """Most characters of one text that an operation makes: twice the longest conversation."""
 
-MOST_ITEMS = 1 << 20
+MAX_LIST_ITEMS = 1 << 20
 """Most items of one list: more than the longest conversation has lines, mostly."""
 
-MOST_BITS = 1 << 14
+MAX_NUMBER_BITS = 1 << 14
 """Most bits of a whole number: more than the 4,300 digits that Python writes, which are 14,285 bits."""
 
 SLOW = {"pprint": 100_000, "sum": 10_000, "urlize": 100_000, "wordwrap": 100_000}
@@ -47,7 +47,7 @@ OF_A_NUMBER = frozenset({"batch", "center", "indent", "slice", "tojson", "wordwr
 PLACE = re.compile(r"[%)][-+ #0]*+([0-9]++|\*)?(?:\.([0-9]++|\*))?[hlL]?[a-zA-Z%]")
 """A place of a format with ``%``, as groups its width and its precision. Before them may stand a name."""
 
-MOST_DIGITS = 18
+MAX_WIDTH_DIGITS = 18
 """As many of a width are looked at: with more it is too large anyway."""
 
 
@@ -57,14 +57,14 @@ class BoundedFormatter(SandboxedFormatter):
     size = 0
 
     def format_field(self, value: Any, format_spec: str) -> str:
-        self.take(sum(int(digits[:MOST_DIGITS]) for digits in re.findall("[0-9]+", format_spec)))
+        self.take(sum(int(digits[:MAX_WIDTH_DIGITS]) for digits in re.findall("[0-9]+", format_spec)))
         text = super().format_field(value, format_spec)
         self.take(len(text))
         return text
 
     def take(self, size: int) -> None:
         self.size += size
-        refuse_over(MOST_CHARACTERS, self.size)
+        refuse_over(MAX_TEXT_CHARACTERS, self.size)
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
@@ -117,17 +117,17 @@ def measured(value: Any) -> Any:
 
 
 def most_of(value: Any) -> int:
-    return MOST_CHARACTERS if isinstance(value, str | bytes) else MOST_ITEMS
+    return MAX_TEXT_CHARACTERS if isinstance(value, str | bytes) else MAX_LIST_ITEMS
 
 
 def check_operands(operator: str, left: Any, right: Any) -> None:
     """Refuse an operation that would make too much of these."""
     if operator == "%" and isinstance(left, str | bytes):
-        refuse_over(MOST_CHARACTERS, size_of_format(left, right))
+        refuse_over(MAX_TEXT_CHARACTERS, size_of_format(left, right))
     elif isinstance(left, int) and isinstance(right, int):
         if operator in ("*", "**"):
             bits = left.bit_length()
-            refuse_over(MOST_BITS, bits * right if operator == "**" else bits + right.bit_length())
+            refuse_over(MAX_NUMBER_BITS, bits * right if operator == "**" else bits + right.bit_length())
     elif operator == "*":
         times, of = (left, right) if isinstance(left, int) else (right, left)
         if isinstance(times, int) and isinstance(of, Sequence):
@@ -139,7 +139,7 @@ def size_of_format(text: str | bytes, given: Any) -> int:
     map's may come again at each place."""
     format = str(text)
     widths = [width for place in PLACE.findall(format) for width in place if width]
-    size = sum(int(width[:MOST_DIGITS]) for width in widths if width != "*")
+    size = sum(int(width[:MAX_WIDTH_DIGITS]) for width in widths if width != "*")
     if isinstance(given, Mapping):
         return size + format.count("%(") * max((len(str(value)) for value in given.values()), default=0)
     values = given if isinstance(given, tuple) else (given,)
@@ -156,14 +156,16 @@ def checked_arguments(
         width = max((arg for arg in (*args, *kwargs.values()) if isinstance(arg, int)), default=8)
         refuse_over(MAX_RANGE, width)
         if name == "expandtabs":
-            refuse_over(MOST_CHARACTERS, len(of) + of.count("\t" if isinstance(of, str) else b"\t") * width)
+            refuse_over(
+                MAX_TEXT_CHARACTERS, len(of) + of.count("\t" if isinstance(of, str) else b"\t") * width
+            )
     elif name == "replace" and len(args) > 1:
-        refuse_over(MOST_CHARACTERS, len(of) + of.count(args[0]) * len(args[1]))
+        refuse_over(MAX_TEXT_CHARACTERS, len(of) + of.count(args[0]) * len(args[1]))
     elif name == "join" and args:
         return (pieces(args[0], len(of)),)
     elif name == "translate" and args and isinstance(args[0], Mapping):
         longest = max((len(text) for text in args[0].values() if isinstance(text, str)), default=1)
-        refuse_over(MOST_CHARACTERS, len(of) * longest)
+        refuse_over(MAX_TEXT_CHARACTERS, len(of) * longest)
     return args
 
 
@@ -171,7 +173,7 @@ def pieces(given: Iterable[Any], between: int = 0) -> list[Any]:
     """What is to be joined, with ``between`` characters after each of it."""
     found = list(given)
     texts = sum(len(piece) for piece in found if isinstance(piece, str | bytes))
-    refuse_over(MOST_CHARACTERS, texts + len(found) * between)
+    refuse_over(MAX_TEXT_CHARACTERS, texts + len(found) * between)
     return found
 
 
@@ -196,11 +198,11 @@ def bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any
                 attribute_of = make_attrgetter(args[0].environment, attribute) if attribute else None
                 pieces(map(attribute_of, value) if attribute_of else value, width)
             case "replace" if len(others) > 1:
-                refuse_over(MOST_CHARACTERS, len(text) + text.count(str(others[0])) * width)
+                refuse_over(MAX_TEXT_CHARACTERS, len(text) + text.count(str(others[0])) * width)
             case "indent":
-                refuse_over(MOST_CHARACTERS, len(text) + (text.count("\n") + 1) * max(width, 4))
+                refuse_over(MAX_TEXT_CHARACTERS, len(text) + (text.count("\n") + 1) * max(width, 4))
             case "format":
-                refuse_over(MOST_CHARACTERS, size_of_format(text, kwargs or args[at + 1 :]))
+                refuse_over(MAX_TEXT_CHARACTERS, size_of_format(text, kwargs or args[at + 1 :]))
             case "tojson":
                 refuse_over(
                     LONGEST_INDENT, max(width, *(len(text) for text in kwargs.get("separators") or ("",)))
@@ -209,10 +211,10 @@ def bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any
                 value = list(value) if name == "sum" else value
                 refuse_over(SLOW[name], len(value) if hasattr(value, "__len__") else 0)
                 longest = max((len(arg) for arg in others if isinstance(arg, str)), default=0)
-                refuse_over(MOST_CHARACTERS, (len(text) + 1) * longest)
+                refuse_over(MAX_TEXT_CHARACTERS, (len(text) + 1) * longest)
                 if name == "sum":
                     refuse_over(
-                        MOST_ITEMS, sum(len(item) for item in value if isinstance(item, list | tuple))
+                        MAX_LIST_ITEMS, sum(len(item) for item in value if isinstance(item, list | tuple))
                     )
         return measured(function(*args[:at], value, *args[at + 1 :], **kwargs))
 

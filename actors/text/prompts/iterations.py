@@ -17,20 +17,20 @@ COUNT_MADE = "count what is made"
 CONCATENATE = "concatenate"
 """Filters, by names that no template can write."""
 
-FEWEST_ITERATIONS = 300_000
+MIN_ITERATIONS = 300_000
 """For a conversation of few messages, whose tools may have many parameters; they take half a second on one core."""
 
 TRIAL_ITERATIONS = 3_000
 """For the short conversations with which a template is examined when it is loaded."""
 
-MOST_MADE = 1 << 30
+MAX_MADE = 1 << 30
 """Most characters and items that a template makes in all: some put the whole text together anew for each message."""
 
 
 class Iterations:
     """The iterations that one rendering has left."""
 
-    def __init__(self, messages: int, fewest: int = FEWEST_ITERATIONS) -> None:
+    def __init__(self, messages: int, fewest: int = MIN_ITERATIONS) -> None:
         """Allow ``fewest``, and twice what a template needs that looks at all messages again for each of them."""
         self.most = self.left = fewest + 2 * messages * messages
         self.made = 0
@@ -52,8 +52,8 @@ class Iterations:
     def add(self, size: int) -> None:
         """Count what was made; ``Oversized`` if that is too much."""
         self.made += size
-        if self.made > MOST_MADE:
-            raise Oversized(f"it has made {MOST_MADE} characters and items, and goes on")
+        if self.made > MAX_MADE:
+            raise Oversized(f"it has made {MAX_MADE} characters and items, and goes on")
 
 
 CURRENT: ContextVar[Iterations] = ContextVar("the rendering that is going on")

@@ -283,7 +283,7 @@ def load_texts(
     return tokenizer, found or f"the model in {folder} has no chat template; {ADVICE}"
 
 
-MOST_SETTLED = 1 << 16
+MAX_SETTLED_BYTES = 1 << 16
 """Most bytes of templates that later incarnations are handed: all of any known model are fewer, and they fit into a
 packet between a supervisor and its children."""
 
@@ -291,5 +291,5 @@ packet between a supervisor and its children."""
 def settled(templates: ChatTemplates | str) -> dict[str, Any]:
     """The options by which later incarnations have the same templates, as a fact of an actor."""
     sources = {} if isinstance(templates, str) else templates.sources
-    fits = 0 < sum(len(source.encode()) for source in sources.values()) <= MOST_SETTLED
+    fits = 0 < sum(len(source.encode()) for source in sources.values()) <= MAX_SETTLED_BYTES
     return {"settled": {"chat_templates": sources}} if fits else {}

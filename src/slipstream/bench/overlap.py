@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..arguments import add_json, count, depth_list, milliseconds, output, show_progress, write_json
-from ..observe.timeline import Panel, Span, Tracks, as_svg, host_ms, utilization
+from ..observe.picture import Panel, Span, Tracks, as_svg, host_ms, utilization
 from ..protocol.client.blocking import Client
 from ..protocol.errors import SlipstreamError
 from ..sidecar import Sidecar

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ..arguments import add_json, count, show_progress, write_json
-from ..observe.timeline import utilization
+from ..observe.picture import utilization
 from ..options.serve import ServeOptions
 from ..protocol.errors import InvalidRequest
 from ..runtime.options.command_line import add_arguments

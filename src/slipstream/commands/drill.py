@@ -87,12 +87,12 @@ def run(found: argparse.Namespace) -> int:
 
     from ..arguments import write_json
     from ..drill.result import clean, summary
-    from ..options.serve import MOST_SEQUENCES
+    from ..options.serve import MAX_SEQUENCES
     from ..protocol.errors import InvalidRequest, SlipstreamError
 
-    if found.streams > MOST_SEQUENCES:
+    if found.streams > MAX_SEQUENCES:
         raise InvalidRequest(
-            f"--streams {found.streams} is out of range; it must be at most {MOST_SEQUENCES:,}"
+            f"--streams {found.streams} is out of range; it must be at most {MAX_SEQUENCES:,}"
         )
     if found.dtype is not None and found.device == "emulated":
         raise InvalidRequest("--dtype has no effect on the emulated device; add --device cpu or leave it out")

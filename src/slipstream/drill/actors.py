@@ -15,7 +15,7 @@ from ..protocol.errors import ServiceUnavailable, SlipstreamError
 from ..runtime.supervision.restarts import INTENSITY
 from ..sidecar import Sidecar
 from .answers import Answer
-from .streams import MOST_PAUSE_S, TIMEOUT_S, StreamsDrill
+from .streams import MAX_PAUSE_S, TIMEOUT_S, StreamsDrill
 
 FAULTS = ("kill", "twice", "stop", "restart")
 """SIGKILL; SIGKILL and another during the recovery; SIGSTOP, and SIGCONT after ``STOPPED_S``; a planned restart."""
@@ -57,7 +57,7 @@ class Drill(StreamsDrill):
                 await self.learn(clients)
             streams = self.open_streams(clients)
             while targets and self.bears(targets[0]):
-                await asyncio.sleep(self.rng.random() * MOST_PAUSE_S)
+                await asyncio.sleep(self.rng.random() * MAX_PAUSE_S)
                 await self.strike(sidecar, targets[0])
                 targets = targets[1:]
             await self.end_streams(streams, clients[0])
@@ -99,7 +99,7 @@ class Drill(StreamsDrill):
 
     async def kill_another(self, sidecar: Sidecar) -> dict[str, int]:
         """Kill an actor while another recovers; returns its name and pid if it was there."""
-        await asyncio.sleep(self.rng.random() * MOST_PAUSE_S)
+        await asyncio.sleep(self.rng.random() * MAX_PAUSE_S)
         actor = self.rng.choice(ACTORS)
         pid = (await asyncio.to_thread(lambda: sidecar.pids))[actor]
         try:

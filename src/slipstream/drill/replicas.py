@@ -20,7 +20,7 @@ from ..protocol.client.asynchronous import AsyncClient
 from ..protocol.errors import SlipstreamError
 from ..runtime.key_folder import KeyFolder
 from ..sidecar import RouterSidecar, Sidecar
-from .streams import MOST_PAUSE_S, TIMEOUT_S, StreamsDrill
+from .streams import MAX_PAUSE_S, TIMEOUT_S, StreamsDrill
 
 TARGETS = ("replica", "router")
 
@@ -69,7 +69,7 @@ class ReplicaDrill(StreamsDrill):
                     await self.learn(clients)
                 streams = self.open_streams(clients)
                 for target in targets:
-                    await asyncio.sleep(self.rng.random() * MOST_PAUSE_S)
+                    await asyncio.sleep(self.rng.random() * MAX_PAUSE_S)
                     await (self.kill_replica() if target == "replica" else self.kill_router())
                 await self.end_streams(streams, clients[0])
             finally:

@@ -21,7 +21,7 @@ from ..sidecar import Sidecar
 from .answers import TOP_K, Answer, Case, Counts, known_answer, load_of, make_cases
 from .result import spread
 
-MOST_PAUSE_S = 0.3
+MAX_PAUSE_S = 0.3
 """Between a recovery and the next fault, at most."""
 
 TIMEOUT_S = 60.0

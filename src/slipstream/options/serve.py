@@ -16,7 +16,7 @@ from ..runtime.options.values import size
 from .access import check_access, http_error, key_error
 from .adapters import UPDATED_LORAS, adapters_of, check_adapters, lora_error
 
-MOST_SEQUENCES = 65_536
+MAX_SEQUENCES = 65_536
 """Most that a service can run at once."""
 
 
@@ -173,7 +173,7 @@ class ServeOptions:
     )
 
     max_num_seqs: int = option(
-        256, "most sequences that run at once", group=BATCHING, metavar="N", low=1, high=MOST_SEQUENCES
+        256, "most sequences that run at once", group=BATCHING, metavar="N", low=1, high=MAX_SEQUENCES
     )
     max_num_batched_tokens: int | None = option(
         None,

@@ -30,7 +30,7 @@ from slipstream.actors.executor.ranks import shard_loading
 from slipstream.actors.executor.ranks.group import RankGroup
 from slipstream.actors.executor.ranks.shard_loading import load_shard
 from slipstream.protocol.internal import Adapter
-from slipstream.runtime.keeping import MOST_FILES, HeldFiles
+from slipstream.runtime.keeping import MAX_FILES, HeldFiles
 from tiny_models import FAMILIES, make_checkpoint
 
 CPU = torch.device("cpu")
@@ -366,4 +366,4 @@ def test_memory_is_taken_piece_by_piece_and_never_in_more_pieces_than_one_messag
         assert taken - arena.piece_bytes < part * (number + 1), "no sooner than it is needed"
     assert all(start == number * arena.piece_bytes for number, (start, _) in enumerate(pages.pieces))
     assert all(size % pages.granularity == 0 for _, size in pages.pieces)
-    assert 1 + len(pages.pieces) <= MOST_FILES
+    assert 1 + len(pages.pieces) <= MAX_FILES

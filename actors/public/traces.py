@@ -1,4 +1,4 @@
-"""Timelines of all actors, gathered for the clients that ask, one after the other."""
+"""Traces: the spans of all actors, gathered for the clients that ask, one after the other."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Gathering:
     actors: dict[str, Recorded] = field(default_factory=dict)
 
 
-class Timelines:
+class Traces:
     """Asks every actor for its spans, and answers once they are all there."""
 
     def __init__(
