@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from bench import Bench, int32
+from checked_scheduler import CheckedScheduler, int32
 from slipstream.actors.scheduler.plan_timing import LEAST_LEAD_S, LEAST_WAIT_S, PlanTiming
 
 
@@ -88,30 +88,30 @@ def test_the_few_microseconds_between_two_steps_of_a_device_are_no_wait() -> Non
 STEP_S = 0.040
 
 
-def long_steps() -> Bench:
+def long_steps() -> CheckedScheduler:
     """One stream, and a device that takes 40 ms for each step, as the scheduler has learned."""
-    bench = Bench(depth=2, step_ns=lambda prefill: int(STEP_S * 1e9))
-    bench.ask(1, list(range(3, 13)), max_tokens=200, ignore_eos=True)
+    checked = CheckedScheduler(depth=2, step_ns=lambda prefill: int(STEP_S * 1e9))
+    checked.ask(1, list(range(3, 13)), max_tokens=200, ignore_eos=True)
     for _ in range(100):
-        bench.finish_step()
-    return bench
+        checked.finish_step()
+    return checked
 
 
 def test_what_arrives_while_a_long_step_runs_is_in_the_very_next_one() -> None:
-    bench = long_steps()
-    (running,) = bench.outstanding  # the next one is not planned yet
-    bench.ask(2, list(range(20, 30)), max_tokens=3)
-    assert list(bench.outstanding) == [running]
-    began = bench.now
-    bench.wake()
-    assert bench.now - began < STEP_S
-    _, following = bench.outstanding
+    checked = long_steps()
+    (running,) = checked.outstanding  # the next one is not planned yet
+    checked.ask(2, list(range(20, 30)), max_tokens=3)
+    assert list(checked.outstanding) == [running]
+    began = checked.now
+    checked.wake()
+    assert checked.now - began < STEP_S
+    _, following = checked.outstanding
     assert [join.tokens for join in following.joins] == [int32(list(range(20, 30)))]
 
 
 def test_a_step_that_ends_before_the_next_one_was_due_is_followed_by_it_at_once() -> None:
-    bench = long_steps()
-    assert bench.scheduler.wake_at is not None
-    assert bench.scheduler.wake_at > bench.now + 0.005
-    bench.finish_step()
-    assert len(bench.outstanding) == 1
+    checked = long_steps()
+    assert checked.scheduler.wake_at is not None
+    assert checked.scheduler.wake_at > checked.now + 0.005
+    checked.finish_step()
+    assert len(checked.outstanding) == 1

@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from bench import FREE, VOCAB, Bench, alone, pairs, prompt
+from checked_scheduler import FREE, VOCAB, CheckedScheduler, alone, pairs, prompt
 from slipstream.actors.scheduler.planner import STEPS_BEFORE_PREEMPTION
 from slipstream.actors.scheduler.sequence import Sequence
 from slipstream.actors.scheduler.waiting import PRIORITY_S, PRIORITY_TOKENS, WaitingQueue, sort_key
@@ -231,39 +231,39 @@ def test_one_client_with_ten_thousand_requests_delays_anothers_first_token_by_a_
     budget: int,
 ) -> None:
     """Even if all slots are its own, and none of them ends soon."""
-    bench = Bench(slots=8, blocks=200, budget=budget)
+    checked = CheckedScheduler(slots=8, blocks=200, budget=budget)
     for request in range(10_000):
-        bench.ask(request, prompt(request, 10), client=1, max_tokens=200, **FREE)
+        checked.ask(request, prompt(request, 10), client=1, max_tokens=200, **FREE)
     for _ in range(20):
-        bench.finish_step()
-    bench.ask(10_000, prompt(1, 12), client=2, max_tokens=5, **FREE)
+        checked.finish_step()
+    checked.ask(10_000, prompt(1, 12), client=2, max_tokens=5, **FREE)
     steps = 0
-    while not bench.tokens.get(10_000):
-        bench.finish_step()
+    while not checked.tokens.get(10_000):
+        checked.finish_step()
         steps += 1
-    assert steps <= STEPS_BEFORE_PREEMPTION + 2 * bench.depth + 2 + 12 // (
+    assert steps <= STEPS_BEFORE_PREEMPTION + 2 * checked.depth + 2 + 12 // (
         budget - 7
     )  # its prompt has 12 tokens
-    while 10_000 not in bench.ends:
-        bench.finish_step()
-    assert bench.scheduler.counters["num_preemptions_for_fairness"] == 1
+    while 10_000 not in checked.ends:
+        checked.finish_step()
+    assert checked.scheduler.counters["num_preemptions_for_fairness"] == 1
     for _ in range(200 * 3):  # who gave way goes on where it was
-        bench.finish_step()
-    assert all(bench.tokens[r] == alone(prompt(r, 10), r, 200, set(), VOCAB) for r in range(8))
+        checked.finish_step()
+    assert all(checked.tokens[r] == alone(prompt(r, 10), r, 200, set(), VOCAB) for r in range(8))
 
 
 def test_clients_have_equal_shares_of_what_is_computed_while_all_of_them_wait() -> None:
-    bench = Bench(slots=6, blocks=200, budget=64)
+    checked = CheckedScheduler(slots=6, blocks=200, budget=64)
     for request in range(900):
         client = request % 3 if request < 300 else 0
-        bench.ask(request, prompt(request, 5), client=client, max_tokens=10 + 20 * client, **FREE)
+        checked.ask(request, prompt(request, 5), client=client, max_tokens=10 + 20 * client, **FREE)
     had = Counter[int]()
     while (
-        bench.scheduler.holdings.waiting.clients[1].waiting
-        and bench.scheduler.holdings.waiting.clients[2].waiting
+        checked.scheduler.holdings.waiting.clients[1].waiting
+        and checked.scheduler.holdings.waiting.clients[2].waiting
     ):
-        bench.finish_step()
-    for request, tokens in bench.tokens.items():
+        checked.finish_step()
+    for request, tokens in checked.tokens.items():
         had[request % 3 if request < 300 else 0] += len(prompt(request, 5)) + len(tokens)
     assert min(had.values()) > 0.9 * max(had.values()), had
 
@@ -273,161 +273,161 @@ def test_when_a_prompt_of_4000_tokens_comes_the_gaps_of_running_streams_at_most_
     step_ms: int, token_us: float, gap_ms: float
 ) -> None:
     """On a device that needs ``step_ms`` to read its weights, and ``token_us`` for a token of a prompt."""
-    bench = Bench(
+    checked = CheckedScheduler(
         length=5000,
         blocks=2000,
         budget=2048,
         slots=8,
         step_ns=lambda prefill: int(step_ms * 1_000_000 + token_us * 1000 * prefill),
     )
-    bench.ask(0, prompt(0, 700), max_tokens=2, **FREE)
-    bench.finish_all()  # it is known what a prompt costs
+    checked.ask(0, prompt(0, 700), max_tokens=2, **FREE)
+    checked.finish_all()  # it is known what a prompt costs
     for request in range(1, 5):
-        bench.ask(request, prompt(request, 10), max_tokens=1000, **FREE)
+        checked.ask(request, prompt(request, 10), max_tokens=1000, **FREE)
     for _ in range(50):
-        bench.finish_step()
-    before = len(bench.times)
-    bench.ask(5, prompt(5, 4000), max_tokens=1, **FREE)
-    while 5 not in bench.ends:
-        had = [len(bench.tokens[request]) for request in range(1, 5)]
-        bench.finish_step()
-        assert [len(bench.tokens[request]) for request in range(1, 5)] == [count + 1 for count in had]
-    assert max(bench.times[before:]) <= gap_ms * 1_000_000
-    assert len(bench.times) - before < 30  # nor does the prompt wait longer than that costs
+        checked.finish_step()
+    before = len(checked.times)
+    checked.ask(5, prompt(5, 4000), max_tokens=1, **FREE)
+    while 5 not in checked.ends:
+        had = [len(checked.tokens[request]) for request in range(1, 5)]
+        checked.finish_step()
+        assert [len(checked.tokens[request]) for request in range(1, 5)] == [count + 1 for count in had]
+    assert max(checked.times[before:]) <= gap_ms * 1_000_000
+    assert len(checked.times) - before < 30  # nor does the prompt wait longer than that costs
 
 
 def test_a_client_with_one_slot_takes_none_from_another_with_one() -> None:
-    bench = Bench(slots=3, blocks=200)
+    checked = CheckedScheduler(slots=3, blocks=200)
     for request in range(9):
-        bench.ask(request, prompt(request, 5), client=request % 3, max_tokens=60, **FREE)
-    bench.ask(9, prompt(9, 5), client=9, max_tokens=5, **FREE)
-    bench.finish_all()
-    assert bench.scheduler.counters["num_preemptions"] == 0
+        checked.ask(request, prompt(request, 5), client=request % 3, max_tokens=60, **FREE)
+    checked.ask(9, prompt(9, 5), client=9, max_tokens=5, **FREE)
+    checked.finish_all()
+    assert checked.scheduler.counters["num_preemptions"] == 0
 
 
 def test_nobody_of_a_higher_priority_gives_way_for_fairness() -> None:
-    bench = Bench(slots=2, blocks=200)
+    checked = CheckedScheduler(slots=2, blocks=200)
     for request in range(4):
-        bench.ask(request, prompt(request, 5), client=1, priority=1, max_tokens=60, **FREE)
-    bench.ask(4, prompt(4, 5), client=2, max_tokens=5, **FREE)
-    bench.finish_all()
-    assert bench.scheduler.counters["num_preemptions"] == 0
+        checked.ask(request, prompt(request, 5), client=1, priority=1, max_tokens=60, **FREE)
+    checked.ask(4, prompt(4, 5), client=2, max_tokens=5, **FREE)
+    checked.finish_all()
+    assert checked.scheduler.counters["num_preemptions"] == 0
 
 
 def test_of_those_that_run_the_newest_of_the_lowest_priority_gives_way_when_the_cache_is_full() -> None:
-    bench = Bench(blocks=13, size=8, slots=3, length=96)
+    checked = CheckedScheduler(blocks=13, size=8, slots=3, length=96)
     for request, priority in ((0, 0), (1, 0), (2, 5)):
-        bench.ask(request, prompt(request, 10), priority=priority, max_tokens=40, **FREE)
-    bench.finish_all()
-    assert bench.scheduler.counters["num_preemptions"] > 0
-    assert list(bench.ends)[-1] == 1
+        checked.ask(request, prompt(request, 10), priority=priority, max_tokens=40, **FREE)
+    checked.finish_all()
+    assert checked.scheduler.counters["num_preemptions"] > 0
+    assert list(checked.ends)[-1] == 1
     for request in range(3):
-        assert bench.tokens[request] == alone(prompt(request, 10), request, 40, set(), VOCAB)
+        assert checked.tokens[request] == alone(prompt(request, 10), request, 40, set(), VOCAB)
 
 
 def test_a_request_is_aborted_while_it_waits_again_after_a_preemption_and_while_its_last_step_runs() -> None:
     for steps in range(12):
-        bench = Bench(slots=2, blocks=40)
+        checked = CheckedScheduler(slots=2, blocks=40)
         for request in range(2):
-            bench.ask(request, prompt(request, 10), max_tokens=50, **FREE)
+            checked.ask(request, prompt(request, 10), max_tokens=50, **FREE)
         for _ in range(4):
-            bench.finish_step()
-        holdings = bench.scheduler.holdings
-        holdings.preempt(bench.scheduler.sequences[1])
-        bench.ask(5, prompt(5, 10), client=7, max_tokens=3, **FREE)
+            checked.finish_step()
+        holdings = checked.scheduler.holdings
+        holdings.preempt(checked.scheduler.sequences[1])
+        checked.ask(5, prompt(5, 10), client=7, max_tokens=3, **FREE)
         for _ in range(steps):
-            bench.finish_step()
+            checked.finish_step()
         for _ in range(2):
-            bench.give(Cancel([1]))
-        bench.finish_all()
-        assert bench.ends[1].reason == "abort"
-        assert bench.tokens[0] == alone(prompt(0, 10), 0, 50, set(), VOCAB)
-        bench.nothing_left()
+            checked.give(Cancel([1]))
+        checked.finish_all()
+        assert checked.ends[1].reason == "abort"
+        assert checked.tokens[0] == alone(prompt(0, 10), 0, 50, set(), VOCAB)
+        checked.nothing_left()
 
 
 # --- what requests share ------------------------------------------------------------------------
 
 
-def joins(bench: Bench) -> list[tuple[int, int]]:
+def joins(checked: CheckedScheduler) -> list[tuple[int, int]]:
     """Slot and first position of each sequence that joined."""
-    return [(join.slot, join.start) for plan in bench.plans for join in plan.joins]
+    return [(join.slot, join.start) for plan in checked.plans for join in plan.joins]
 
 
 @pytest.mark.parametrize("length", [5, 16, 17, 18, 40, 64])
 def test_n_answers_share_their_prompts_blocks_and_copy_the_one_that_they_write_on(length: int) -> None:
-    bench = Bench(size=16, slots=4)
+    checked = CheckedScheduler(size=16, slots=4)
     shared = prompt(1, length)
-    bench.ask(0, shared, max_tokens=30, **FREE)
-    bench.finish_step()
+    checked.ask(0, shared, max_tokens=30, **FREE)
+    checked.finish_step()
     for request in (1, 2, 3):
-        bench.ask(request, shared, max_tokens=30, **FREE)
-    bench.finish_step()
-    assert [start for _, start in joins(bench)] == [0, *[length - 1] * 3]
-    counters = bench.scheduler.counters
+        checked.ask(request, shared, max_tokens=30, **FREE)
+    checked.finish_step()
+    assert [start for _, start in joins(checked)] == [0, *[length - 1] * 3]
+    counters = checked.scheduler.counters
     assert counters["prefill_tokens"] == length + 3
     copied = (length - 1) % 16 > 0  # else there is nothing before the last token in its block
     assert counters["num_block_copies"] == (3 if copied else 0)
-    holdings = bench.scheduler.holdings
+    holdings = checked.scheduler.holdings
     assert holdings.blocks is not None
     full = (length - 1) // 16
-    heads = {tuple(holdings.holder(slot).block_list.blocks[:full]) for slot, _ in joins(bench)}
-    tails = {holdings.holder(slot).block_list.blocks[full] for slot, _ in joins(bench)}
+    heads = {tuple(holdings.holder(slot).block_list.blocks[:full]) for slot, _ in joins(checked)}
+    tails = {holdings.holder(slot).block_list.blocks[full] for slot, _ in joins(checked)}
     assert len(heads) == 1
     assert len(tails) == 4
-    bench.finish_all()
+    checked.finish_all()
     for request in range(4):
-        assert bench.tokens[request] == alone(shared, request, 30, set(), VOCAB)
-    bench.nothing_left()
+        assert checked.tokens[request] == alone(shared, request, 30, set(), VOCAB)
+    checked.nothing_left()
 
 
 def test_answers_that_join_in_the_same_step_share_the_full_blocks_that_it_computes() -> None:
-    bench = Bench(size=16, slots=4, depth=1, budget=128)
-    bench.ask(9, prompt(9, 4), max_tokens=3, **FREE)  # the others come while its step runs
+    checked = CheckedScheduler(size=16, slots=4, depth=1, budget=128)
+    checked.ask(9, prompt(9, 4), max_tokens=3, **FREE)  # the others come while its step runs
     for request in range(3):
-        bench.ask(request, prompt(1, 40), max_tokens=30, **FREE)
-    bench.finish_step()
-    assert [start for _, start in joins(bench)[1:]] == [0, 32, 32]
-    assert len({plan.step for plan in bench.plans if plan.joins}) == 2
-    bench.finish_all()
+        checked.ask(request, prompt(1, 40), max_tokens=30, **FREE)
+    checked.finish_step()
+    assert [start for _, start in joins(checked)[1:]] == [0, 32, 32]
+    assert len({plan.step for plan in checked.plans if plan.joins}) == 2
+    checked.finish_all()
     for request in range(3):
-        assert bench.tokens[request] == alone(prompt(1, 40), request, 30, set(), VOCAB)
+        assert checked.tokens[request] == alone(prompt(1, 40), request, 30, set(), VOCAB)
 
 
 def test_requests_of_different_salts_share_nothing() -> None:
-    bench = Bench(size=16, slots=4)
+    checked = CheckedScheduler(size=16, slots=4)
     for request, salt in enumerate(["", "ann", "ben", "ann"]):
-        bench.ask(request, prompt(1, 64), cache_salt=salt, max_tokens=3, **FREE)
-        bench.finish_all()
-    assert [start for _, start in joins(bench)] == [0, 0, 0, 63]
+        checked.ask(request, prompt(1, 64), cache_salt=salt, max_tokens=3, **FREE)
+        checked.finish_all()
+    assert [start for _, start in joins(checked)] == [0, 0, 0, 63]
 
 
 def test_a_prompt_whose_answer_has_filled_its_block_is_found_by_the_next_request() -> None:
     """What an answer leaves behind was written by its last step, not by the next one."""
-    bench = Bench(size=16, slots=4)
+    checked = CheckedScheduler(size=16, slots=4)
     for request in range(3):
-        bench.ask(request, prompt(1, 6), max_tokens=24, **FREE)
-        bench.finish_all()
-        assert bench.tokens[request] == alone(prompt(1, 6), request, 24, set(), VOCAB)
-    assert [start for _, start in joins(bench)] == [0, 5, 5]
+        checked.ask(request, prompt(1, 6), max_tokens=24, **FREE)
+        checked.finish_all()
+        assert checked.tokens[request] == alone(prompt(1, 6), request, 24, set(), VOCAB)
+    assert [start for _, start in joins(checked)] == [0, 5, 5]
 
 
 def test_a_copy_that_does_not_fit_is_computed_instead() -> None:
     """The source cannot be held beside it in a cache that the request needs as a whole."""
-    bench = Bench(blocks=5, size=16, slots=2)
+    checked = CheckedScheduler(blocks=5, size=16, slots=2)
     for request in range(2):
-        bench.ask(request, prompt(1, 60), max_tokens=4, **FREE)
-        bench.finish_all()
-    assert [start for _, start in joins(bench)] == [0, 48]
-    assert bench.tokens[1] == alone(prompt(1, 60), 1, 4, set(), VOCAB)
+        checked.ask(request, prompt(1, 60), max_tokens=4, **FREE)
+        checked.finish_all()
+    assert [start for _, start in joins(checked)] == [0, 48]
+    assert checked.tokens[1] == alone(prompt(1, 60), 1, 4, set(), VOCAB)
 
 
 def test_a_full_cache_never_stands_still() -> None:
     """Every request needs nearly all of it, and all of them come at once."""
-    bench = Bench(blocks=9, size=8, slots=6, length=64)
+    checked = CheckedScheduler(blocks=9, size=8, slots=6, length=64)
     for request in range(12):
-        bench.ask(request, prompt(request % 3, 30), client=request % 4, max_tokens=34, **FREE)
-    bench.finish_all()
-    assert len(bench.ends) == 12
+        checked.ask(request, prompt(request % 3, 30), client=request % 4, max_tokens=34, **FREE)
+    checked.finish_all()
+    assert len(checked.ends) == 12
     for request in range(12):
-        assert bench.tokens[request] == alone(prompt(request % 3, 30), request, 34, set(), VOCAB)
-    assert pairs(bench.plans[0].chunks)
+        assert checked.tokens[request] == alone(prompt(request % 3, 30), request, 34, set(), VOCAB)
+    assert pairs(checked.plans[0].chunks)

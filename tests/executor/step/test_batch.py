@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from bench import Bench
+from checked_scheduler import CheckedScheduler
 from slipstream.actors.executor.model.loading.load import from_config
 from slipstream.actors.executor.sampling.sampler import IN_PROMPT
 from slipstream.actors.executor.step import batch as batching
@@ -181,14 +181,14 @@ def test_inputs_hold_what_a_scheduler_plans_at_once_and_grow_no_further(
         monkeypatch.setattr(module, "MAX_JOINED_TOKENS", most)
     batch = RunningBatch(slots, BUDGET, length)
     staging = np.zeros(batch.input_capacity, np.int32)
-    bench = Bench(slots=slots, budget=BUDGET, length=length, blocks=1 + slots * length, size=1)
+    checked = CheckedScheduler(slots=slots, budget=BUDGET, length=length, blocks=1 + slots * length, size=1)
     for request in range(slots):
-        bench.ask(request, [*range(2, most - 8), 500 + request], max_tokens=5, ignore_eos=True)
-    bench.finish_all()
+        checked.ask(request, [*range(2, most - 8), 500 + request], max_tokens=5, ignore_eos=True)
+    checked.finish_all()
     blocks = []
-    for plan in bench.plans:
+    for plan in checked.plans:
         blocks.append(batch.stage(plan, staging).layout.blocks)
-    assert len(bench.ends) == slots
+    assert len(checked.ends) == slots
     assert max(blocks) > 1.5 * most
     without = RunningBatch(slots, BUDGET, 0)
     assert max(blocks) <= (batch.input_capacity - without.input_capacity) // 3 <= most + length + slots

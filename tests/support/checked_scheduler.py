@@ -56,7 +56,7 @@ class Row:
         return self.prefixes[position]
 
 
-class Bench:
+class CheckedScheduler:
     """A scheduler and its device. Steps finish when the test says so, in order.
 
     The cache remembers of each place which prefix was written there. A row that attends to anything
