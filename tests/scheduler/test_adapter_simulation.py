@@ -113,7 +113,7 @@ def test_a_load_in_which_the_executor_crashed_is_not_tried_again() -> None:
     world.do(GetAdapters())
     world.say(CLIENT, LOAD)
     executor = world.actors["executor"]
-    world.run(lambda: bool(executor.adapters.waiting))  # type: ignore[attr-defined]
+    world.run(lambda: bool(executor.adapter_loader.waiting))  # type: ignore[attr-defined]
     world.crash("executor", 0.01, own_fault=True)
     world.run(lambda: len(world.told) == 2)
     assert "the executor ended while it read '/third'" in world.told[-1].error
