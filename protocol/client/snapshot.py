@@ -142,7 +142,7 @@ class Observer:
             tracks = timeline.after(shown[0].start - (shown[0].end - shown[0].start)).tracks
             ended = min(timeline.until, 2 * shown[-1].end - shown[-1].start)
             self.picture = Picture(
-                lanes_of(tracks, shown[0].start, ended), shown, planned_ahead(tracks, shown)
+                shown_lanes(tracks, shown[0].start, ended), shown, planned_ahead(tracks, shown)
             )
         periods = [(later.end - span.end) * 1e-6 for span, later in pairwise(recent) if next_to(span, later)]
         gaps = [(later.start - span.end) * 1e-3 for span, later in pairwise(recent) if next_to(span, later)]
@@ -262,7 +262,7 @@ def planned_ahead(tracks: Tracks, steps: list[Span]) -> float | None:
     return sum(early) / len(early) if early else None
 
 
-def lanes_of(tracks: Tracks, begun: int, ended: int) -> list[ShownLane]:
+def shown_lanes(tracks: Tracks, begun: int, ended: int) -> list[ShownLane]:
     """The spans of each actor and of each stream of the device in a stretch of time."""
     return [
         ShownLane(

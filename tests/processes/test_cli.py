@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from slipstream import __version__, cli
-from slipstream.commands import common
+from slipstream.commands import connecting, extras
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -127,7 +127,7 @@ def test_print_config(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
 
 
 def test_missing_extra(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(common, "missing", lambda extra: ["torch"])
+    monkeypatch.setattr(extras, "missing", lambda extra: ["torch"])
     code, _, err = run(capsys, "serve")
     assert code == 2
     assert "slipstream serve needs the extra \"engine\": pip install 'slipstream[engine]'" in err
@@ -182,9 +182,9 @@ def test_a_terminal_is_shown_the_control_characters_of_an_answer_and_a_program_g
 ) -> None:
     answer = "a\x1b[2J\n\tb\u202e"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    assert common.for_standard_output(answer) == "a\\x1b[2J\n\tb\\u202e"
+    assert connecting.for_standard_output(answer) == "a\\x1b[2J\n\tb\\u202e"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: False)
-    assert common.for_standard_output(answer) == answer
+    assert connecting.for_standard_output(answer) == answer
 
 
 @pytest.mark.parametrize(

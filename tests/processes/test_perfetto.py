@@ -21,7 +21,8 @@ from slipstream.protocol.trace import Moment, Span
 from timelines import made_up
 
 from slipstream import SamplingParams, Sidecar, cli
-from slipstream.commands.common import Exit, the_running_service
+from slipstream.commands.common import Exit
+from slipstream.commands.connecting import the_running_service
 
 ACTORS = ("gateway", "tokenizer", "scheduler", "executor", "detokenizer")
 REQUESTS, TOKENS = 3, 60

@@ -264,8 +264,8 @@ def test_top_prints_one_view_where_there_is_no_terminal(
 def test_top_says_which_extra_it_needs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from slipstream.commands import common
+    from slipstream.commands import extras
 
-    monkeypatch.setitem(common.EXTRAS, "top", ("no_such_module",))
+    monkeypatch.setitem(extras.EXTRAS, "top", ("no_such_module",))
     assert cli.main(["top", "--endpoint", "ipc:///tmp/none"]) == cli.USAGE
     assert "pip install 'slipstream[top]'" in capsys.readouterr().err

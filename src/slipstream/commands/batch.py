@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..exit_codes import DONE, FAILED, USAGE
-from .common import Exit, Run, need
+from .common import Exit, Run
+from .extras import need
 
 if TYPE_CHECKING:
     from ..batch import Asker, Request

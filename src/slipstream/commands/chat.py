@@ -7,7 +7,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ..exit_codes import DONE
-from .common import Run, add_service, for_standard_output, reach, sampling
+from .common import Run
+from .connecting import add_service, for_standard_output, reach, sampling
 
 if TYPE_CHECKING:
     from ..protocol.client.blocking import Client

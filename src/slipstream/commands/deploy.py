@@ -7,7 +7,8 @@ import os
 import socket
 
 from ..exit_codes import COULD_NOT_START, DONE, USAGE
-from .common import Exit, Run, need
+from .common import Exit, Run
+from .extras import need
 
 REACH_S = 5.0
 """How long a Ray cluster may take to accept a connection."""

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..exit_codes import COULD_NOT_START, DONE, FAILED
-from .common import Exit, Run, need
+from .common import Exit, Run
+from .extras import need
 
 if TYPE_CHECKING:
     from ..drill.streams import StreamsDrill

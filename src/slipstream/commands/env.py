@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..exit_codes import DONE, FAILED, USAGE
-from .common import EXTRAS, Exit, Run, missing, need
+from .common import Exit, Run
+from .extras import EXTRAS, missing, need
 
 if TYPE_CHECKING:
     from ..actors.executor.model.loading.estimate import Estimate

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from ..exit_codes import DONE
-from .common import Run, add_service, for_standard_output, reach, sampling
+from .common import Run
+from .connecting import add_service, for_standard_output, reach, sampling
 
 
 def declare(parser: argparse.ArgumentParser) -> Run:

@@ -6,7 +6,8 @@ import argparse
 import time
 
 from ..exit_codes import COULD_NOT_START, DONE, FAILED, USAGE
-from .common import Exit, Run, add_endpoint, the_running_service
+from .common import Exit, Run
+from .connecting import add_endpoint, the_running_service
 
 EVERY_S = 0.02
 """Pause between two looks at whether the actor is back."""

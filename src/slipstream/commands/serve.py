@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from ..exit_codes import DONE
-from .common import Run, need
+from .common import Run
+from .extras import need
 
 
 def declare(parser: argparse.ArgumentParser) -> Run:

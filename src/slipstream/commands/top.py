@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ..exit_codes import DONE
-from .common import Run, add_endpoint, need, reach_running
+from .common import Run
+from .connecting import add_endpoint, reach_running
+from .extras import need
 
 EVERY_S = 0.5
 """Time from one picture to the next."""

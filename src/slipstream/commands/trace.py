@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from ..exit_codes import DONE, FAILED
-from .common import Exit, Run, add_endpoint, reach_running
+from .common import Exit, Run
+from .connecting import add_endpoint, reach_running
 
 
 def declare(parser: argparse.ArgumentParser) -> Run:
