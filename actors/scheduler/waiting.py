@@ -68,7 +68,7 @@ class WaitingQueue:
         self.order: list[tuple[float, int, int, ClientShare]] = []
         """A heap of clients by score, and of equal scores the one with fewer running. An entry whose score is not its
         client's any more counts for nothing."""
-        self.virtual_time = 0.0
+        self.equal_share = 0.0
         """The tokens of each client if all shares had been equal, which is what a new client begins with."""
         self.waiting = 0
         self.entries = 0
@@ -82,7 +82,7 @@ class WaitingQueue:
     def push(self, sequence: Sequence) -> None:
         client = self.clients.get(sequence.connection)
         if client is None:
-            client = self.clients[sequence.connection] = ClientShare(self.virtual_time)
+            client = self.clients[sequence.connection] = ClientShare(self.equal_share)
         self.entries += 1
         heapq.heappush(client.heap, (*sequence.order(), self.entries, sequence))
         client.waiting += 1
@@ -132,7 +132,7 @@ class WaitingQueue:
 
     def start_running(self, sequence: Sequence) -> None:
         """Count a sequence that gets a slot and has not waited here: a suspect."""
-        client = self.clients.setdefault(sequence.connection, ClientShare(self.virtual_time))
+        client = self.clients.setdefault(sequence.connection, ClientShare(self.equal_share))
         client.running += 1
 
     def remove(self, sequence: Sequence) -> None:
@@ -149,7 +149,7 @@ class WaitingQueue:
     def charge(self, sequence: Sequence, tokens: int) -> None:
         """Charge ``tokens`` tokens that were computed for a sequence that runs."""
         self.client_of(sequence).served += tokens
-        self.virtual_time += tokens / len(self.clients)
+        self.equal_share += tokens / len(self.clients)
 
     def stop_running(self, sequence: Sequence) -> None:
         """The slot of a sequence is free again."""
