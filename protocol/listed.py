@@ -1,4 +1,4 @@
-"""The values that a field takes which takes a few: msgspec's errors say only that another is none of them."""
+"""Lists the values that a field may have, for an error: msgspec says only that a value is none of them."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class Problem(Exception):
 
     @property
     def reason(self) -> str:
-        """For those who count errors: the code, or where it has none, the type."""
+        """What the error is counted under: its code or, if it has none, its type."""
         return self.error["code"] or self.error["type"] or INVALID
 
     def as_of_messages(self) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def is_fault(error: Exception) -> bool:
 
 
 def log_fault(what: str, error: Exception) -> None:
-    """Into the log goes what of: the ids that the answer has, and where it happened."""
+    """Log a fault of our own: ``what`` failed (with the ids that its answer has), and where."""
     log_failure(f"{what} failed, by a fault of the service", "".join(traceback.format_exception(error)))
 
 
@@ -165,7 +165,7 @@ NOT_SERVED = {
 
 
 def problem_at(request: Request, error: Exception) -> Problem:
-    """Any error as a user gets it who asked for this path."""
+    """Any error as the user gets it, in the form of the API that the request's path belongs to."""
     if isinstance(error, HTTPException) and error.status_code == 404:
         path = request.url.path
         why = next((why for start, why in NOT_SERVED.items() if path.startswith(start)), None)

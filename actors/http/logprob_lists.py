@@ -21,7 +21,7 @@ MAX_OF_ALL_ANSWERS = 2 * MAX_OF_ONE_ANSWER
 """Most bytes of all answers that are being put together."""
 
 MANY = 1_000
-"""Logprobs that are looked up beside the loop that serves streams: these take a few milliseconds."""
+"""From this many logprobs on, which take a few milliseconds, they are written in a thread, so that no stream waits."""
 
 encode = msgspec.json.encode
 

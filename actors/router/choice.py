@@ -100,7 +100,7 @@ def preferred_for_cache(replica: Replica, most: float) -> bool:
 
 
 def has_of(replica: Replica, hashes: list[bytes], most: float) -> int:
-    """The number of cached blocks that are a reason to take a replica."""
+    """The number of blocks in the cache of a replica, or 0 where they are no reason to prefer it."""
     return blocks_of(replica.prefixes.matched(hashes)) if preferred_for_cache(replica, most) else 0
 
 
