@@ -315,7 +315,8 @@ def without_nulls(value: Any) -> Any:
 
 
 def as_whole(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    """A whole number that was written as ``5.0``; beyond 2^53 a float may stand for another one than was written."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53 else value
 
 
 def shortened(text: str) -> str:

@@ -68,6 +68,23 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def is_same(endpoint: str, own: str) -> bool:
+    """Whether a connection to ``endpoint`` reaches ``own``, which this machine binds, as far as their texts show."""
+    (scheme, _, address), (own_scheme, _, own_address) = endpoint.partition("://"), own.partition("://")
+    if scheme != own_scheme or scheme == "ipc":
+        return scheme == own_scheme and os.path.normpath(address) == os.path.normpath(own_address)
+    (host, _, port), (own_host, _, own_port) = address.rpartition(":"), own_address.rpartition(":")
+    if int(port) != int(own_port):
+        return False
+    if host in ANYWHERE or own_host in ANYWHERE:
+        return all(one in ANYWHERE or is_loopback(one) for one in (host, own_host))
+    return host.replace("localhost", "127.0.0.1") == own_host.replace("localhost", "127.0.0.1")
+
+
+ANYWHERE = ("*", "0.0.0.0", "[::]", "::")
+"""Hosts that are bound as every address of a machine, and reach the machine itself."""
+
+
 def running_services() -> list[str]:
     """Endpoints of this user's services on this machine that were given no ``--endpoint`` of their own."""
     return own_sockets("gateway")

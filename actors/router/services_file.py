@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ...protocol.endpoints import check_endpoint
+from ...protocol.endpoints import check_endpoint, is_same
 from ...protocol.errors import InvalidRequest
 
 MAX_SERVICES = 256
@@ -23,19 +23,21 @@ def endpoints_in(text: str, folder: str, own: str | None, complain: Callable[[st
     A running router goes on with what is right: of the first line that is not ``complain`` is told why, and how many
     there are. ``own`` is the endpoint of the router itself.
     """
-    good: list[str] = []
+    good: dict[str, None] = {}
     wrong: list[str] = []
     for line in dict.fromkeys(named_in(text)):
         try:
             endpoint = check_endpoint(line, insecure=True, folder=folder)
-            if endpoint == own:
+            if endpoint in good:
+                continue
+            if own is not None and is_same(endpoint, own):
                 raise InvalidRequest(f"endpoint {endpoint!r} is that of the router itself")
             if len(good) == MAX_SERVICES:
                 raise InvalidRequest(f"endpoint {endpoint!r} is one more than {MAX_SERVICES}, the limit")
-            good.append(endpoint)
+            good[endpoint] = None
         except InvalidRequest as error:
             wrong.append(str(error))
     if wrong:
         others = f", and {len(wrong) - 1} others" if len(wrong) > 1 else ""
         complain(f"{wrong[0]:.300}; the line is passed over{others}")
-    return good
+    return list(good)

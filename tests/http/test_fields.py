@@ -166,6 +166,7 @@ def test_a_whole_number_may_be_written_with_a_fraction_of_nothing() -> None:
         ({"n": 1.5}, "n"),
         ({"stop_token_ids": [5.0, 6.5]}, "stop_token_ids[1]"),
         ({"n": 1e300}, "n"),
+        ({"seed": 9007199254740994.0}, "seed"),
     ):
         reply = frontend.post(TEXT, {"prompt": "x"} | given)
         assert (reply.status, reply.json["error"]["param"]) == (400, param)

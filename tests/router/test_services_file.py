@@ -26,6 +26,30 @@ def test_the_router_is_no_service_of_its_own() -> None:
     assert "is that of the router itself; the line is passed over" in told
 
 
+@pytest.mark.parametrize(
+    ("line", "own", "is_own"),
+    [
+        ("ipc:///tmp/there/../router", OWN, True),
+        ("tcp://0.0.0.0:5555", "tcp://127.0.0.1:5555", True),
+        ("tcp://127.0.0.1:5555", "tcp://*:5555", True),
+        ("tcp://localhost:5555", "tcp://127.0.0.1:05555", True),
+        ("tcp://127.0.0.1:5556", "tcp://127.0.0.1:5555", False),
+        ("tcp://127.0.0.2:5555", "tcp://127.0.0.1:5555", False),
+        ("tcp://10.0.0.7:5555", "tcp://0.0.0.0:5555", False),
+        ("tcp://127.0.0.1:5555", OWN, False),
+    ],
+)
+def test_the_router_is_known_by_other_names_too(line: str, own: str, is_own: bool) -> None:
+    told: list[str] = []
+    assert endpoints_in(line, "/there", own, told.append) == ([] if is_own else [line])
+    assert len(told) == is_own
+
+
+def test_a_service_that_is_written_in_several_ways_is_one() -> None:
+    spellings = "".join(f"ipc://{'./' * number}one\n" for number in range(300))
+    assert read(f"{spellings}ipc:///tmp/two\n") == (["ipc:///there/one", "ipc:///tmp/two"], [])
+
+
 def test_more_services_than_there_are_sockets_for_are_passed_over() -> None:
     found, [told] = read("".join(f"ipc:///tmp/{number}\n" for number in range(3000)))
     assert found == [f"ipc:///tmp/{number}" for number in range(MAX_SERVICES)]

@@ -138,6 +138,7 @@ def test_a_template_that_makes_too_much_is_refused_before_it_has(kind: str, litt
             "1,234,567|002.2|'7'|a  ",
         ),
         ("{{ '%s (x) 20250101 %% %-3d|%*d' % ('a', 1, 3, 2) }}", "a (x) 20250101 % 1  |  2"),
+        ("{{ 'cut (since)20250101T %s' % 'x' }}", "cut (since)20250101T x"),
         ("{{ '%(b)s' % {'b': 20250101} }}{{ '%s'|format('b') }}", "20250101b"),
         ("{{ ('<'|escape + '{}').format('>') }}", "&lt;&gt;"),
         (

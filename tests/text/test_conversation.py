@@ -493,6 +493,7 @@ def test_a_result_of_an_earlier_turn_is_none_of_these_calls() -> None:
         ("{% for x in a %}{% if x %}{% set y = x %}{{ y }}{% endif %}{% endfor %}", {"a"}),
         ("{% macro f(a, b=c) %}{{ a ~ b ~ d }}{{ caller() }}{% endmacro %}{{ f(1) }}", {"c", "d"}),
         ("{% set ns = namespace(a=1) %}{% set ns.a = q %}{{ ns.a }}", {"q"}),
+        ("{% with x = x, d = d | default('y') %}{{ x }}{{ d }}{{ w }}{% endwith %}{{ x }}", {"x", "d", "w"}),
         ("{% set x %}{{ z | upper }}{% set w = 1 %}{% endset %}{{ x }}{{ w }}", {"w", "z"}),
     ],
 )

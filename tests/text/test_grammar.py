@@ -27,9 +27,10 @@ from slipstream.actors.executor.step.emulated_runner import EmulatedRunner
 from slipstream.actors.scheduler.config import SchedulerConfig
 from slipstream.actors.scheduler.scheduler import Scheduler
 from slipstream.actors.text.grammars.grammar import GrammarCompiler
-from slipstream.actors.text.grammars.notation import as_known
+from slipstream.actors.text.grammars.notation import as_known, json_rule
 from slipstream.actors.text.tokenizer import Tokenizer
 from slipstream.actors.text.vocabulary.tokenizer_files import load_tokenizer
+from slipstream.protocol.codec import as_whole
 from slipstream.protocol.errors import InvalidRequest
 from slipstream.protocol.events import Completed
 from slipstream.protocol.formats.moved_schemas import moved
@@ -178,6 +179,16 @@ def test_a_keyword_whose_value_asks_for_nothing_is_no_keyword_that_cannot_be_fol
     offer_of(tools, "auto", None)
     named = {"properties": {key: {"type": "string"} for key in neutral}}  # of a user's own, which stay
     assert as_known(named) == named
+
+
+def test_a_count_may_be_written_with_a_point(tokenizer: Tokenizer) -> None:
+    """As Gson writes all numbers of a map."""
+    for schema in (
+        {"type": "array", "items": {"type": "integer"}, "minItems": 1.0, "maxItems": 2.0},
+        {"type": "string", "minLength": 1.0, "maxLength": 5.0},
+    ):
+        assert isinstance(submit(tokenizer, 1, json_schema=schema)[1][1], Enqueue)
+        assert json_rule(schema) == json_rule({key: as_whole(value) for key, value in schema.items()})
 
 
 def test_a_schema_that_is_too_deep_is_refused_with_advice_that_can_be_followed() -> None:

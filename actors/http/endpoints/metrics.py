@@ -173,7 +173,7 @@ class Families(Collector):
     def adapters(self, left: dict[str, float]) -> Iterator[Metric]:
         """Which adapters requests run and wait with, as labels, since gateways of clusters read them there; the value
         is the time. Nothing where there are none."""
-        places = left.pop("adapter_slots", 0.0)
+        slots = left.pop("adapter_slots", 0.0)
         running, waiting = (
             ",".join(
                 sorted(
@@ -182,9 +182,9 @@ class Families(Collector):
             )
             for begin in ("adapter_running_", "adapter_waiting_")
         )
-        if places:
+        if slots:
             labels = ("max_lora", "running_lora_adapters", "waiting_lora_adapters")
-            values = {(str(int(places)), running, waiting): self.now}
+            values = {(str(int(slots)), running, waiting): self.now}
             about = "When it was so, in seconds since 1970"
             yield self.family(GaugeMetricFamily, "lora_requests_info", about, values, labels)
 

@@ -12,6 +12,7 @@ import msgspec
 from llguidance import regex_to_lark
 from llguidance.gbnf_to_lark import any_to_lark
 
+from ....protocol.codec import as_whole
 from ....protocol.formats.moved_schemas import NAMED, VALUES
 from ....protocol.formats.schemas import is_neutral
 from ....protocol.sampling import Grammar
@@ -89,9 +90,16 @@ NO_URI = re.compile(r"%(?![0-9A-Fa-f]{2})|[^%!$&'()*+,./0-9:;=?@A-Z_a-z~-]")
 """What a URI can only have in the form ``%20``."""
 
 
+COUNTS = frozenset(
+    {f"{bound}{what}" for bound in ("min", "max") for what in ("Items", "Length", "Properties")}
+)
+"""Keywords whose values are whole numbers, which JSON may write as ``5.0``; the library takes only ``5``."""
+
+
 def as_known(schema: Any) -> Any:
     """A schema as the library wants it: references are URIs, though pydantic writes the names of classes into them as
-    they are, in any script; and no keyword, which it may not know, is there only to ask for nothing."""
+    they are, in any script; whole numbers are written as such; and no keyword, which it may not know, is there only to
+    ask for nothing."""
     if isinstance(schema, list):
         return [as_known(item) for item in schema]
     if not isinstance(schema, dict):
@@ -105,6 +113,8 @@ def as_known(schema: Any) -> Any:
         elif key == "$ref" and isinstance(value, str):
             before, mark, path = value.partition("#")
             made[key] = before + mark + NO_URI.sub(lambda found: quote(found[0], safe=""), path)
+        elif key in COUNTS:
+            made[key] = as_whole(value)
         elif not is_neutral(key, value):
             made[key] = as_known(value)
     return made

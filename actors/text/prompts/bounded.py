@@ -44,8 +44,12 @@ OF_ITS_TEXT = frozenset({"format", "indent", "replace"})
 OF_A_NUMBER = frozenset({"batch", "center", "indent", "slice", "tojson", "wordwrap"})
 """Filters to which a number is a width, or a count of what they make."""
 
-PLACE = re.compile(r"[%)][-+ #0]*+([0-9]++|\*)?(?:\.([0-9]++|\*))?[hlL]?[a-zA-Z%]")
-"""A place of a format with ``%``, as groups its width and its precision. Before them may stand a name."""
+CONVERSION = r"[-+ #0]*+([0-9]++|\*)?(?:\.([0-9]++|\*))?[hlL]?[a-zA-Z%]"
+"""What follows the % of a format, as groups its width and its precision."""
+
+PLACE = re.compile(f"%{CONVERSION}")
+NAMED_PLACE = re.compile(f"[%)]{CONVERSION}")
+"""The same where a name may stand between; since that may have parentheses of its own, any may be its end."""
 
 MAX_WIDTH_DIGITS = 18
 """As many of a width are looked at: with more it is too large anyway."""
@@ -138,9 +142,11 @@ def size_of_format(text: str | bytes, given: Any) -> int:
     """The most that ``text % given`` adds to the text: widths, the numbers that stand for such, and texts, of which a
     map's may come again at each place."""
     format = str(text)
-    widths = [width for place in PLACE.findall(format) for width in place if width]
+    named = isinstance(given, Mapping)
+    places = (NAMED_PLACE if named else PLACE).findall(format)
+    widths = [width for place in places for width in place if width]
     size = sum(int(width[:MAX_WIDTH_DIGITS]) for width in widths if width != "*")
-    if isinstance(given, Mapping):
+    if named:
         return size + format.count("%(") * max((len(str(value)) for value in given.values()), default=0)
     values = given if isinstance(given, tuple) else (given,)
     if "*" in widths:

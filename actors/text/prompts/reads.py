@@ -47,6 +47,11 @@ def names_read(node: nodes.Node, own: set[str]) -> Iterator[str]:
             yield from names_read_in(node.defaults, own)
             yield from names_read_in(node.args, within)
             yield from names_read_in(node.body, within)
+        case nodes.With():
+            yield from names_read_in(node.values, own)
+            within = set(own)
+            yield from names_read_in(node.targets, within)
+            yield from names_read_in(node.body, within)
         case nodes.AssignBlock():
             yield from names_read_in([*([node.filter] if node.filter else []), *node.body], set(own))
             yield from names_read(node.target, own)

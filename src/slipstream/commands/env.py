@@ -101,8 +101,8 @@ def check_model(model: str, options: ServeOptions) -> int:
     skip_imports()
     from ..actors.checkpoint import open_checkpoint
     from ..actors.executor.model.loading.estimate import estimate
-    from ..protocol.errors import InvalidRequest, ModelNotSupported
-    from ..serving.model_folder import check_files, describe
+    from ..protocol.errors import ModelNotSupported
+    from ..serving.model_folder import check_files, check_length, describe
 
     try:
         checkpoint = open_checkpoint(model, ["*.json", "*.jinja"])
@@ -114,8 +114,8 @@ def check_model(model: str, options: ServeOptions) -> int:
         return FAILED
     limit = checkpoint.max_model_len or (options.max_model_len and found.max_model_len)
     length = options.max_model_len or limit
-    if limit is not None and length is not None and length > limit:
-        raise InvalidRequest(f"max_model_len={length} is over the model's own limit of {limit} tokens")
+    if length is not None:
+        check_length(length, limit)
     show(
         "model",
         f"{model}: supported by its configuration, type {found.model_type!r}; the weights are checked at load",

@@ -1,5 +1,5 @@
 """What the files of a model's folder say of requests and answers, for a service before it starts, and for
-``slipstream env``: both refuse the same folders."""
+``slipstream env``: both refuse what is wrong in it, and only a service what is not there."""
 
 from __future__ import annotations
 
@@ -76,14 +76,19 @@ def check_files(checkpoint: Checkpoint) -> list[str]:
     return []
 
 
+def check_length(length: int, limit: int | None) -> None:
+    """``InvalidRequest`` for a length beyond the model's own."""
+    if limit is not None and length > limit:
+        raise InvalidRequest(f"max_model_len={length} is over the model's own limit of {limit} tokens")
+
+
 def limits_for(options: ServeOptions, checkpoint: Checkpoint, found: Description) -> Limits:
     """The limits of a request; ``InvalidRequest`` where the model's own length is unknown or exceeded."""
     limit = checkpoint.max_model_len
     if limit is None and options.max_model_len is None:
         raise InvalidRequest("the model's config.json states no length; give --max-model-len")
     length = options.max_model_len or limit or 0
-    if limit is not None and length > limit:
-        raise InvalidRequest(f"max_model_len={length} is over the model's own limit of {limit} tokens")
+    check_length(length, limit)
     return Limits(
         max_model_len=length,
         vocab_size=found.vocab_size,

@@ -16,7 +16,7 @@ from ..actors.router.services_file import MAX_SERVICES, named_in
 from ..options.route import RouteOptions
 from ..protocol.client.asynchronous import AsyncClient
 from ..protocol.client_key import ClientKey, client_key
-from ..protocol.endpoints import check_endpoint
+from ..protocol.endpoints import check_endpoint, is_same
 from ..protocol.errors import InvalidRequest, ServiceUnavailable, SlipstreamError
 from ..protocol.messages import Welcome
 from ..protocol.paths import absolute_path, working_folder
@@ -60,8 +60,11 @@ def router_specs(options: RouteOptions, directory: Path) -> list[ChildSpec]:
     if len(endpoints) > MAX_SERVICES:
         raise InvalidRequest(f"{len(endpoints)} services are named; a router takes at most {MAX_SERVICES}")
     own = check_endpoint(options.endpoint or f"ipc://{directory}/router", insecure=True)
-    if own in endpoints:
-        raise InvalidRequest(f"the service {own} is the router itself; it needs an endpoint of its own")
+    for endpoint in endpoints:
+        if is_same(endpoint, own):
+            raise InvalidRequest(
+                f"the service {endpoint} is the router itself; it needs an endpoint of its own"
+            )
     keys = {endpoint: client_key(options.client_key, endpoint) for endpoint in endpoints}
     welcome = asyncio.run(first_welcome(keys))
     router = RouterOptions(
@@ -98,7 +101,7 @@ def read_services(path: str | None) -> tuple[str, ...]:
         raise InvalidRequest(f"the file of services {path} cannot be read: {error}") from None
     if not found:
         raise InvalidRequest(f"the file of services {path} names none; it has an endpoint on each line")
-    return tuple(check_endpoint(endpoint, insecure=True) for endpoint in dict.fromkeys(found))
+    return tuple(dict.fromkeys(check_endpoint(endpoint, insecure=True) for endpoint in found))
 
 
 def tokenizer_folder(options: RouteOptions, welcome: Welcome) -> str:
