@@ -13,10 +13,10 @@ from ...protocol.sampling import GRAMMARS
 from .bodies.requests import PARAMETERS, ChatBody, Given, Sampling, for_template, sampling_params
 from .errors import Problem
 
-OF_CHATS = ("chat_template_kwargs", "reasoning_effort", "verbosity")
+CHAT_FIELDS = ("chat_template_kwargs", "reasoning_effort", "verbosity")
 
-FIELDS = frozenset({"max_tokens", *OF_CHATS, *(field.name for field in PARAMETERS)} - set(GRAMMARS))
-"""Fields that may have a default; ``OF_CHATS`` only in chats."""
+FIELDS = frozenset({"max_tokens", *CHAT_FIELDS, *(field.name for field in PARAMETERS)} - set(GRAMMARS))
+"""Fields that may have a default; ``CHAT_FIELDS`` only in chats."""
 
 
 class Defaults:

@@ -51,13 +51,13 @@ LANES = (
 )
 """From the plan of a step down to its text, as the work flows."""
 
-OF_RANKS = ("executor", *STREAMS)
+RANK_TRACKS = ("executor", *STREAMS)
 """Which every rank has; of further ones the track's name ends with the number."""
 
 
 def lanes_of(tracks: Collection[str]) -> list[LaneDefinition]:
     """All lanes, with those of further ranks behind those of rank 0."""
-    of_rank_0 = [lane for lane in LANES if lane.track in OF_RANKS]
+    of_rank_0 = [lane for lane in LANES if lane.track in RANK_TRACKS]
     place = LANES.index(of_rank_0[-1]) + 1
     lanes = list(LANES)
     rank = 1

@@ -42,7 +42,7 @@ OTHERS = {
 }
 """Variables that speak of another service of this environment: two cannot have the same endpoint."""
 
-OF_A_COMMAND = {"ready_fd": None, "print_config": False, "exit_with_parent": True}
+COMMAND_ONLY = {"ready_fd": None, "print_config": False, "exit_with_parent": True}
 """Options that only a command has a choice in, and what they come to for a service that a program owns."""
 
 SYSTEMD = {"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"}
@@ -78,7 +78,7 @@ class Sidecar:
         timeout_s: float,
     ) -> None:
         check_seconds("start_timeout_s", timeout_s)
-        for name, value in OF_A_COMMAND.items():
+        for name, value in COMMAND_ONLY.items():
             if options.pop(name, value) is not value:
                 raise InvalidRequest(
                     f"{name} is for the command line: leave it out, as here it is {value}", param=name

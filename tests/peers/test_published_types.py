@@ -22,8 +22,8 @@ SAID = (
 FORMATS = Formats(reasoning="qwen3", tool_calls="hermes")
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
 FUNCTION = {"name": "weather", "parameters": SCHEMA}
-OF_CHAT = [{"type": "function", "function": FUNCTION}]
-OF_RESPONSES = [{"type": "function", **FUNCTION}]
+CHAT_TOOLS = [{"type": "function", "function": FUNCTION}]
+RESPONSES_TOOLS = [{"type": "function", **FUNCTION}]
 CUSTOM = [{"type": "custom", "name": "weather"}]
 HELLO = [{"role": "user", "content": "Hi"}]
 
@@ -42,7 +42,7 @@ def test_models_are_of_the_published_type() -> None:
 
 
 @pytest.mark.parametrize("finish", ["stop", "length"])
-@pytest.mark.parametrize("fields", [{}, {"tools": OF_CHAT}, {"return_token_ids": True}])
+@pytest.mark.parametrize("fields", [{}, {"tools": CHAT_TOOLS}, {"return_token_ids": True}])
 def test_chat_completions_are_of_the_published_types(fields: dict[str, Any], finish: str) -> None:
     body = {"messages": HELLO} | fields
     path = "/v1/chat/completions"
@@ -57,7 +57,7 @@ def test_completions_are_of_the_published_type() -> None:
 
 
 @pytest.mark.parametrize("finish", ["stop", "length", RuntimeError("no")])
-@pytest.mark.parametrize("tools", [[], OF_RESPONSES, CUSTOM])
+@pytest.mark.parametrize("tools", [[], RESPONSES_TOOLS, CUSTOM])
 def test_responses_and_their_events_are_of_the_published_types(tools: list[Any], finish: Any) -> None:
     body = {"input": "Hi", "tools": tools, "instructions": "Be brief.", "metadata": {"a": "b"}}
     if isinstance(finish, str):

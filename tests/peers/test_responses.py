@@ -211,8 +211,14 @@ def test_the_input_of_a_response_comes_in_pages() -> None:
             with pytest.raises(openai.BadRequestError) as refused:
                 await pages.list(asked.id, extra_query=wrong)
             assert [refused.value.param] == list(wrong)
-        with pytest.raises(openai.BadRequestError, match="told whole"):
-            await client.responses.retrieve(asked.id, extra_query={"stream": "true"})
+        for name, value in (("stream", "true"), ("starting_after", "3")):
+            with pytest.raises(openai.BadRequestError, match=f"{name}: .* told whole"):
+                await client.responses.retrieve(asked.id, extra_query={name: value})
+        with pytest.raises(openai.BadRequestError, match=r"include has 'file_search_call\.results'"):
+            await client.responses.retrieve(asked.id, include=["file_search_call.results"])
+        with pytest.raises(openai.BadRequestError, match=r"include has 'message\.output_text\.logprobs'"):
+            await pages.list(asked.id, include=["message.output_text.logprobs"])
+        await client.responses.retrieve(asked.id, include=["reasoning.encrypted_content"])
         return first, rest, (await pages.list(asked.id, order="asc", limit=2)).data
 
     first, rest, begin = talk(Script("Yes."), ask)

@@ -27,7 +27,7 @@ from .arena import Arena, pages_of
 from .table import Table, bind, bytes_of, fill, named_tensors
 
 ANEW = "the weights are loaded anew: %s"
-OF_NO_USE = "the weights are loaded anew: those that are kept are of no use: %s"
+ANEW_INSTEAD = "the weights are loaded anew: those that are kept are of no use: %s"
 
 
 class KeptWeights:
@@ -66,7 +66,7 @@ class KeptWeights:
             self.forget(files)
             if group is not None:
                 raise  # the others wait for this rank, which starts again with them
-            logger.warning(OF_NO_USE, error)
+            logger.warning(ANEW_INSTEAD, error)
             return None
         self.hold(files)
         return model
@@ -94,7 +94,7 @@ class KeptWeights:
         try:
             return open_weights(path, files, device, group, skeleton)
         except Exception as error:
-            logger.warning(OF_NO_USE, error)
+            logger.warning(ANEW_INSTEAD, error)
             return None
 
     def forget(self, files: Sequence[int]) -> None:

@@ -18,7 +18,7 @@ from ..errors import Problem, is_fault, log_fault
 from ..service import Service
 from ..transport.events import Batches, open_stream, unless_left
 from .bodies import ResponseBody, ResponseFields
-from .reading import WRITTEN, conversation
+from .reading import WRITTEN, conversation, refuse_more
 from .store import Stored
 from .tools import all_tools
 from .writing import Output, ResponseEvents, new_id
@@ -103,11 +103,12 @@ def asked_for(service: Service, request: Request) -> Stored:
 
 
 async def get(service: Service, request: Request) -> Response:
-    if request.query_params.get("stream", "false") != "false":
-        message = (
-            "stream: a response that is kept is told whole; leave stream out and ask until it is complete"
-        )
-        raise Problem(400, message, param="stream")
+    query = request.query_params
+    for name in ("stream", "starting_after"):
+        if query.get(name, "false") != "false":
+            message = "a response that is kept is told whole; leave this out and ask until it is complete"
+            raise Problem(400, f"{name}: {message}", param=name)
+    refuse_more(query.getlist("include") + query.getlist("include[]"))
     return service.answer(asked_for(service, request).body)
 
 
@@ -119,6 +120,7 @@ async def items(service: Service, request: Request) -> Response:
         raise Problem(400, f"order={order!r:.80}; give asc or desc", param="order")
     if not re.fullmatch("[0-9]{1,3}", limit) or not 1 <= int(limit) <= MAX_PAGE_ITEMS:
         raise Problem(400, f"limit={limit!r:.80} is out of range: give 1 to {MAX_PAGE_ITEMS}", param="limit")
+    refuse_more(query.getlist("include") + query.getlist("include[]"))
     data = asked_for(service, request).items[:: -1 if order == "desc" else 1]
     ids = [str(item["id"]) for item in data]
     if after is not None and after not in ids:

@@ -14,20 +14,24 @@ from ..errors import Problem
 
 Message = dict[str, Any]
 
-OF_CALLS = frozenset(("async", "caller", "id", "namespace", "status"))
+CALL_RECORDS = frozenset(("async", "caller", "id", "namespace", "status"))
 """Keys of a call, and of its output, that serve the client's records and are not read here."""
 
 ITEMS = {
     "message": Keys(
         "a message", frozenset(("type", "role", "content")), frozenset(("id", "phase", "status"))
     ),
-    "function_call": Keys("a function_call", frozenset(("type", "call_id", "name", "arguments")), OF_CALLS),
-    "custom_tool_call": Keys("a custom_tool_call", frozenset(("type", "call_id", "name", "input")), OF_CALLS),
+    "function_call": Keys(
+        "a function_call", frozenset(("type", "call_id", "name", "arguments")), CALL_RECORDS
+    ),
+    "custom_tool_call": Keys(
+        "a custom_tool_call", frozenset(("type", "call_id", "name", "input")), CALL_RECORDS
+    ),
     "function_call_output": Keys(
-        "a function_call_output", frozenset(("type", "call_id", "output")), OF_CALLS | {"name"}
+        "a function_call_output", frozenset(("type", "call_id", "output")), CALL_RECORDS | {"name"}
     ),
     "custom_tool_call_output": Keys(
-        "a custom_tool_call_output", frozenset(("type", "call_id", "output")), OF_CALLS | {"name"}
+        "a custom_tool_call_output", frozenset(("type", "call_id", "output")), CALL_RECORDS | {"name"}
     ),
     "reasoning": Keys(
         "reasoning",

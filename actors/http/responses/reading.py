@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from ....protocol.formats.tools import PARAMETERS, converted
@@ -26,15 +27,20 @@ SHARED = tuple(name for name in Sampling.__struct_fields__ if name not in Labels
 """Fields that mean the same in both."""
 
 
-def conversation(
-    body: ResponseFields, before: list[Message], templates: ChatTemplates | str, parameters: tuple[str, ...]
-) -> ChatFields:
-    """The request as a chat completion; ``before`` are the messages of the response that it goes on from."""
-    for name in body.include or ():
+def refuse_more(include: Iterable[str]) -> None:
+    """``Problem`` if ``include`` asks for what no response has here."""
+    for name in include:
         if name not in INCLUDED:
             raise Problem(
                 400, f"include has {name!r:.80}, which is not served here; leave it out", param="include"
             )
+
+
+def conversation(
+    body: ResponseFields, before: list[Message], templates: ChatTemplates | str, parameters: tuple[str, ...]
+) -> ChatFields:
+    """The request as a chat completion; ``before`` are the messages of the response that it goes on from."""
+    refuse_more(body.include or ())
     if getattr(body, "n", None) not in (None, 1):
         raise Problem(400, f"n={body.n}; a response is one answer: leave n out", param="n")  # type: ignore[attr-defined]
     messages = [{"role": "system", "content": body.instructions}] if body.instructions else []

@@ -38,10 +38,10 @@ LONGEST_INDENT = 100
 WIDTHS = frozenset({"center", "expandtabs", "ljust", "rjust", "to_bytes", "zfill"})
 """Methods of texts and numbers to which a number is a width."""
 
-OF_ITS_TEXT = frozenset({"format", "indent", "replace"})
+TEXT_FILTERS = frozenset({"format", "indent", "replace"})
 """Filters that make a text of whatever they are given."""
 
-OF_A_NUMBER = frozenset({"batch", "center", "indent", "slice", "tojson", "wordwrap"})
+SIZED_FILTERS = frozenset({"batch", "center", "indent", "slice", "tojson", "wordwrap"})
 """Filters to which a number is a width, or a count of what they make."""
 
 CONVERSION = r"[-+ #0]*+([0-9]++|\*)?(?:\.([0-9]++|\*))?[hlL]?[a-zA-Z%]"
@@ -190,9 +190,9 @@ def bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any
     @wraps(function)
     def bounded(*args: Any, **kwargs: Any) -> Any:
         value, others = args[at], (*args[at + 1 :], *kwargs.values())
-        if name in OF_A_NUMBER:
+        if name in SIZED_FILTERS:
             refuse_over(MAX_RANGE, max((arg for arg in others if isinstance(arg, int)), default=0))
-        text = value if isinstance(value, str) else str(value) if name in OF_ITS_TEXT else ""
+        text = value if isinstance(value, str) else str(value) if name in TEXT_FILTERS else ""
         width = max(
             (len(arg) if isinstance(arg, str) else arg for arg in others if isinstance(arg, str | int)),
             default=0,

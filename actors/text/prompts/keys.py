@@ -31,14 +31,23 @@ class Keys(NamedTuple):
     """Those that are taken with one value alone, which is what happens anyway."""
 
 
-OF_OTHERS = ("cache_control", "extra_content", "provider_specific_fields")
+FOREIGN_KEYS = ("cache_control", "extra_content", "provider_specific_fields")
 """Keys for services that cache by them, or brought from answers of others: LiteLLM's, Google's."""
 
 MESSAGE = Keys(
     "a message",
     frozenset(("role", "content", "name", "refusal", "tool_calls", "tool_call_id", *REASONING)),
     frozenset(
-        ("annotations", "id", "index", "parsed", "reasoning_details", "status", "thinking_blocks", *OF_OTHERS)
+        (
+            "annotations",
+            "id",
+            "index",
+            "parsed",
+            "reasoning_details",
+            "status",
+            "thinking_blocks",
+            *FOREIGN_KEYS,
+        )
     ),
 )
 ECHOED_WITH_TEXT = (
@@ -48,15 +57,15 @@ ECHOED_WITH_TEXT = (
     "index",
     "logprobs",
     "prompt_cache_breakpoint",
-    *OF_OTHERS,
+    *FOREIGN_KEYS,
 )
 TEXT = Keys("a part of type text", frozenset(("type", "text")), frozenset(ECHOED_WITH_TEXT))
 REFUSAL = Keys("a part of type refusal", frozenset(("type", "refusal")), frozenset(ECHOED_WITH_TEXT))
-CALL = Keys("a call", frozenset(("id", "type", "function")), frozenset(("index", *OF_OTHERS)))
+CALL = Keys("a call", frozenset(("id", "type", "function")), frozenset(("index", *FOREIGN_KEYS)))
 CALLED = Keys(
     "the function of a call",
     frozenset(("name", "arguments")),
-    frozenset(("parsed_arguments", *OF_OTHERS)),
+    frozenset(("parsed_arguments", *FOREIGN_KEYS)),
 )
 TOOL = Keys("a tool", frozenset(("type", "function")), frozenset(("cache_control",)))
 FUNCTION = Keys(

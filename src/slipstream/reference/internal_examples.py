@@ -41,7 +41,7 @@ from ..protocol.internal import (
     Tokens,
 )
 from ..protocol.sampling import Grammar, SamplingParams
-from .public_examples import MORE_PARAMS, OF_ANSWERS, PARAMS, RECORDED
+from .public_examples import ANSWER_PARAMS, MORE_PARAMS, PARAMS, RECORDED
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -147,7 +147,7 @@ INTERNAL: list[tuple[str, AnyInternal]] = [
     ("submit what matches", Submit(7, "1 + 1 =", SamplingParams(seed=7, regex="[0-9]+"))),
     *(
         (f"submit with {name}", Submit(9, "1 2 3", SamplingParams(seed=7, **{name: value})))
-        for name, value in OF_ANSWERS.items()
+        for name, value in ANSWER_PARAMS.items()
     ),
     ("submit a choice", Submit(8, "Yes?", SamplingParams(seed=7, choice=["yes", "no"]))),
     ("submit token ids", Submit(7, None, FULL_PARAMS, prompt_ids=int32(759, 799))),

@@ -56,7 +56,7 @@ PARAMS = SamplingParams(
     deadline_s=30.0,
 )
 
-OF_ANSWERS: dict[str, Any] = {
+ANSWER_PARAMS: dict[str, Any] = {
     "lark": 'start: "a"+',
     "structural_tag": {
         "structures": [{"begin": "<f>", "schema": {"type": "integer"}, "end": "</f>"}],
@@ -141,7 +141,7 @@ FROM_CLIENT: list[tuple[str, PublicIn]] = [
             f"generate with {name}",
             Generate(id=f"6 {name}", prompt="1 2 3", params=SamplingParams(**{name: value})),
         )
-        for name, value in OF_ANSWERS.items()
+        for name, value in ANSWER_PARAMS.items()
     ),
     ("generate a choice", Generate(id="7", prompt="Yes?", params=SamplingParams(choice=["yes", "no"]))),
     ("abort", Abort(id="3")),

@@ -38,14 +38,14 @@ def fused_recurrent_gated_delta_rule(q, k, v, g=None, beta=None, scale=None, ini
     "counted.py": """
 import functools, inspect, sys
 calls = []
-OF_TRANSFORMERS = {"chunk_gated_delta_rule": "torch_chunk_gated_delta_rule",
+TORCH_NAMES = {"chunk_gated_delta_rule": "torch_chunk_gated_delta_rule",
                    "fused_recurrent_gated_delta_rule": "torch_recurrent_gated_delta_rule"}
 def counted(function):
     # It computes what transformers' own does, which has other names for what is given by place.
     @functools.wraps(function)
     def run(*given, **named):
         calls.append(function.__name__)
-        name = OF_TRANSFORMERS.get(function.__name__, function.__name__)
+        name = TORCH_NAMES.get(function.__name__, function.__name__)
         theirs = getattr(sys.modules["transformers.models.qwen3_next.modeling_qwen3_next"], name)
         return inspect.unwrap(theirs)(*given, **named)
     return run

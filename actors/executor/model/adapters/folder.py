@@ -42,7 +42,7 @@ WEIGHT = re.compile(r"(?P<layer>.+)\.lora_(?P<half>[AB])(\.default)?\.weight")
 PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
 """Values of ``init_lora_weights`` that leave the model's own weights as they are."""
 
-OF_TRAINING = frozenset(
+TRAINING_KEYS = frozenset(
     (
         *(
             "auto_mapping",
@@ -129,7 +129,7 @@ class AdapterFolder:
                 f"its {CONFIG} has init_lora_weights={brief(start)}, which changes the model's own weights too;"
                 " save it with path_initial_model_for_weight_conversion"
             )
-        known = OF_TRAINING | READ | UNSUPPORTED.keys() | {"bias"}
+        known = TRAINING_KEYS | READ | UNSUPPORTED.keys() | {"bias"}
         for field, value in config.items():
             if field not in known and value not in (None, False, [], {}):
                 raise InvalidRequest(
