@@ -1,4 +1,4 @@
-"""Many requests of one client, of which as many are open at a time as the service holds. No socket and no clock."""
+"""Many requests of one client, of which as many are open as the service holds answers. No socket and no clock."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ManyRequests:
         on_delta: OnDelta | None,
         room: int,
     ) -> None:
-        """``asked``: what ``Session.ask`` is given for each, but for its ``params``; ``room``: most that are open."""
+        """``asked``: what ``Session.ask`` is given for each, but for its ``params``; ``room``: most open answers."""
         self.session = session
         self.asked = asked
         self.params = params
@@ -39,6 +39,7 @@ class ManyRequests:
         self.running: dict[Stream, tuple[int, Collector]] = {}
         self.news: deque[Stream] = deque()
         """Streams of which something has come; it is their ``waiter``."""
+        self.open_answers = 0
         self.not_before = 0.0
         """When the next one may be asked, after the service had no room for one."""
         self.number = 0
@@ -51,7 +52,7 @@ class ManyRequests:
 
     def ask(self, now: float) -> float | None:
         """Open as many as there is room for; returns when more may be opened, None if that is no question of time."""
-        while self.waiting and len(self.running) < self.room and now >= self.not_before:
+        while self.waiting and now >= self.not_before and self.has_room_for(self.waiting[0]):
             self.number = self.waiting.popleft()
             request = {
                 **self.asked[self.number],
@@ -61,7 +62,16 @@ class ManyRequests:
             stream = self.session.ask(now, **request)
             stream.waiter = self.news
             self.running[stream] = (self.number, Collector(stream.request.id, request.get("prompt")))
+            self.open_answers += self.answers_of(self.number)
         return self.not_before if self.waiting and now < self.not_before else None
+
+    def answers_of(self, number: int) -> int:
+        params = self.params[number]
+        return 1 if params is None else params.n
+
+    def has_room_for(self, number: int) -> bool:
+        """Whether the service would hold it too; one that it never can is asked alone, and refused by the service."""
+        return not self.running or self.open_answers + self.answers_of(number) <= self.room
 
     def take_in(self, now: float) -> None:
         """Take in what has come; raises the error of the first that failed."""
@@ -86,6 +96,7 @@ class ManyRequests:
             else:
                 self.results[self.number] = collector.output()
             del self.running[stream]
+            self.open_answers -= self.answers_of(self.number)
 
     def leave(self) -> None:
         """End those that are open."""
