@@ -116,10 +116,11 @@ def encode_request(request: Generate) -> bytes:
             param=path,
         ) from None
     except Exception as error:  # values of any type, from a user: an array's integers, a loop in a list, …
+        field = at_fault(request)
         raise InvalidRequest(
-            f"the request cannot be sent: {str(error) or type(error).__name__}; a prompt is a str, a list"
-            " of int, or for chat a list of messages of plain values",
-            param=at_fault(request),
+            f"{field} cannot be sent: {str(error) or type(error).__name__}; give plain values: texts, numbers,"
+            " lists and dicts of Python's own",
+            param=field,
         ) from None
     if len(frame) > MAX_FRAME_BYTES:
         raise InvalidRequest(

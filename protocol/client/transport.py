@@ -65,7 +65,19 @@ class Transport:
     def connect(self) -> None:
         if self.context is None:
             self.context, self.process = zmq.Context(), os.getpid()
-        socket = self.socket = self.context.socket(zmq.DEALER)
+        self.socket = self.context.socket(zmq.DEALER)
+        try:
+            self.set_up(self.socket)
+        except zmq.ZMQError as error:
+            self.disconnect()
+            raise InvalidRequest(
+                f"cannot connect to {self.endpoint}: {error.strerror}", param="endpoint"
+            ) from None
+        except BaseException:
+            self.disconnect()  # the end of the context would wait for a socket that is left open
+            raise
+
+    def set_up(self, socket: zmq.Socket[bytes]) -> None:
         socket.set(zmq.LINGER, 0)
         socket.set(zmq.SNDHWM, 0)  # so a send never blocks; what waits are the user's own open requests
         socket.set(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
@@ -75,13 +87,7 @@ class Transport:
         self.monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self.poller.register(socket, zmq.POLLIN)
         self.poller.register(self.monitor, zmq.POLLIN)
-        try:
-            socket.connect(self.endpoint)
-        except zmq.ZMQError as error:
-            self.disconnect()
-            raise InvalidRequest(
-                f"cannot connect to {self.endpoint}: {error.strerror}", param="endpoint"
-            ) from None
+        socket.connect(self.endpoint)
 
     def poll(self, seconds: float | None) -> None:
         """Wait until something arrives, the connection breaks, or time is up."""
@@ -96,12 +102,15 @@ class Transport:
         return broken
 
     def disconnect(self) -> None:
-        if self.socket is not None and self.monitor is not None:
-            self.poller.unregister(self.socket)
-            self.poller.unregister(self.monitor)
-            self.socket.disable_monitor()
+        for one in (self.socket, self.monitor):
+            if one is not None and one in self.poller:
+                self.poller.unregister(one)
+        if self.monitor is not None:
+            if self.socket is not None:
+                self.socket.disable_monitor()
             self.monitor.close()
             self.monitor = None
+        if self.socket is not None:
             self.socket.close()
             self.socket = None
 

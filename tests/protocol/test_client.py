@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import zmq
 from fake_gateway import LIMITS, FakeGateway, echo, never_finish
 from slipstream.protocol.client import session as session_module
+from slipstream.protocol.client_key import ClientKey
 from slipstream.protocol.limits import PROTOCOL
 from slipstream.protocol.messages import (
     Abort,
@@ -352,6 +355,55 @@ def test_garbage_from_the_server(serve: Callable[..., FakeGateway], endpoint: st
             assert (await client.complete("on")).outputs[0].text == "on"
 
     run(main())
+
+
+@pytest.mark.parametrize("break_at", ["key", "get_monitor_socket"])
+def test_a_connection_that_cannot_be_made_is_an_error_and_no_wait(
+    endpoint: str, break_at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a socket that is left open the end of the context would wait for ever."""
+    if break_at == "get_monitor_socket":
+
+        def refuse(self: object, events: object = None) -> None:
+            raise zmq.ZMQError(errno.EMFILE)
+
+        monkeypatch.setattr(zmq.Socket, break_at, refuse)
+    key = ClientKey("x", "y", "z") if break_at == "key" else None
+    told: list[Exception] = []
+
+    def connect() -> None:
+        try:
+            Client(endpoint, curve=key)
+        except Exception as error:
+            told.append(error)
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert [type(error) for error in told] == [InvalidRequest]
+    assert "cannot connect to" in str(told[0])
+
+
+@pytest.mark.parametrize(
+    ("params", "field"),
+    [
+        (SamplingParams(seed=cast(Any, complex(1))), "seed"),
+        (SamplingParams(json_schema=cast(Any, SamplingParams)), "json_schema"),
+        (SamplingParams(logit_bias={"5": cast(Any, object())}), "logit_bias"),
+    ],
+)
+def test_a_parameter_that_cannot_be_sent_is_named(
+    serve: Callable[..., FakeGateway], endpoint: str, params: SamplingParams, field: str
+) -> None:
+    serve()
+    with (
+        Client(endpoint) as client,
+        pytest.raises(InvalidRequest, match=f"^{field} cannot be sent") as refused,
+    ):
+        client.generate("x", params)
+    assert refused.value.param == field
+    assert "prompt" not in str(refused.value)
 
 
 def test_what_cannot_be_sent(serve: Callable[..., FakeGateway], endpoint: str) -> None:
