@@ -80,7 +80,7 @@ class Checkpoint:
 
     def check_weights(self) -> None:
         """InvalidRequest when the folder has no weights that are read, that is safetensors files."""
-        files = list(self.folder.glob("*.safetensors"))
+        files = safetensors_in(self.folder)
         for file in files:
             if not file.is_file():  # to read a pipe is to wait for ever
                 raise InvalidRequest(f"model {str(self.folder)!r}: {file.name} is no file")
@@ -195,6 +195,12 @@ def hub_answers() -> bool:
     except OSError:
         return False
     return True
+
+
+def safetensors_in(folder: Path) -> list[Path]:
+    """The safetensors files of a folder, in the order of their names. Hidden ones are none: macOS puts a
+    ``._model.safetensors`` of its own beside each file that it copies elsewhere."""
+    return sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("."))
 
 
 def read_json(path: Path) -> dict[str, Any]:

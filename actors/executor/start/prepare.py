@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ....runtime.machine.memory import available
+from ...checkpoint import safetensors_in
 from ...options import ExecutorOptions
 from ...text.grammars.grammar import GrammarCompiler
 from ..devices.kinds import uses_gpu
@@ -82,5 +83,5 @@ def prepare(context: StartContext) -> Prepared:
 
 def has_room(context: StartContext, options: ExecutorOptions) -> bool:
     """Whether weights can be loaded here too: while others serve, they are there twice until the next fork."""
-    files = sum(file.stat().st_size for file in Path(options.model).glob("*.safetensors"))
+    files = sum(file.stat().st_size for file in safetensors_in(Path(options.model)))
     return not context.restarted or available() > MEMORY_PER_FILE * files

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ...checkpoint import safetensors_in
 from ...options import ExecutorOptions
 
 CHUNK = 8 << 20
@@ -22,7 +23,7 @@ class ReadAhead:
     """Reads the weights of a folder once, so that the system has them in memory when they are loaded."""
 
     def __init__(self, folder: Path) -> None:
-        self.files = sorted(folder.glob("*.safetensors"))
+        self.files = safetensors_in(folder)
         self.stopped = False
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if sum(file.stat().st_size for file in self.files) > MOST_OF_MEMORY * memory:

@@ -326,6 +326,14 @@ def test_a_shard_that_is_cut_short_is_named(kind: str, tmp_path: Path) -> None:
         load_model(str(folder), device=CPU)
 
 
+def test_what_macos_puts_beside_shards_is_no_shard(tmp_path: Path) -> None:
+    make_quantized("awq", tmp_path)
+    folder = tmp_path / "quantized"
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    (folder / "._model-00001-of-00001.safetensors").write_bytes(b"\0\5\26\7" + bytes(100))
+    load_model(str(folder), device=CPU)
+
+
 def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
     _, folder = make_quantized("awq", tmp_path)
     tensors = load_file(folder / "model.safetensors")

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from .....protocol.errors import ModelNotSupported
-from ....checkpoint import read_json
+from ....checkpoint import read_json, safetensors_in
 
 
 def open_files(folder: Path) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def files_of(folder: Path) -> list[Path]:
     if whole.is_file():
         return [whole]
     if not index.is_file():
-        return sorted(folder.glob("*.safetensors"))
+        return safetensors_in(folder)
     said = read_json(index).get("weight_map")
     if not isinstance(said, dict) or not said or not all(isinstance(name, str) for name in said.values()):
         raise ModelNotSupported(f"{index} has {said!r:.80} as weight_map; expected the file of each weight")
