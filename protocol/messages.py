@@ -251,7 +251,8 @@ def is_gauge(name: str) -> bool:
 
 
 class Stats(ToClient, tag="stats"):
-    """Counters since the start of the service, and gauges as they are now."""
+    """Counters since the start of the service, or since the last death of its gateway, with which all begin at 0
+    again; and gauges as they are now."""
 
     counters: dict[str, float]
     """Values by name. A later version may add names."""
