@@ -14,6 +14,14 @@ MAX_TEMPLATE_BYTES = 1024 * 1024
 """Most bytes of a chat template; the longest of known ones has 30 KB."""
 
 
+def given_template(path: Path) -> str:
+    """The source of the chat template that an operator gives; ``ModelNotSupported`` if there is none in the file."""
+    text = read_template(path)
+    if not text.strip():
+        raise ModelNotSupported(f"the chat template {path} is empty")
+    return text
+
+
 def read_template(path: Path) -> str:
     """The source of a chat template; ``ModelNotSupported`` if the file cannot be read as text."""
     if path.exists() and not path.is_file() and not path.is_dir():  # to read a pipe is to wait for ever
@@ -50,4 +58,4 @@ def chat_template_sources(folder: Path) -> dict[str, str]:
     path = folder / "chat_template.jinja"
     if path.is_file():
         found[DEFAULT_TEMPLATE] = read_template(path)
-    return found
+    return {name: text for name, text in found.items() if text.strip()}  # an empty one is none

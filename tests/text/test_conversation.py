@@ -275,6 +275,17 @@ def test_templates_are_found_wherever_transformers_writes_them(tmp_path: Path) -
     assert "".join(found.choose({"tools": [7]}).write([], {"tools": [7]})) == "d [7]"
 
 
+def test_an_empty_template_is_none(tmp_path: Path) -> None:
+    """Otherwise every conversation was refused as an empty one."""
+    write_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(" \n")
+    _, why = load_texts(tmp_path, now, None)
+    assert isinstance(why, str)
+    assert "has no chat template" in why
+    with pytest.raises(ModelNotSupported, match=r"chat_template\.jinja is empty"):
+        load_texts(tmp_path, now, str(tmp_path / "chat_template.jinja"))
+
+
 def test_a_template_of_the_operator_replaces_the_models(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("the model's")

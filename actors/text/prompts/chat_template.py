@@ -18,7 +18,7 @@ from jinja2.runtime import Macro
 from ....protocol.errors import InvalidRequest, ModelNotSupported
 from ....protocol.formats.ids import CALL_ID_CHARACTERS, CallIdForm
 from ....protocol.formats.strict_json import HALF
-from ...template_files import DEFAULT_TEMPLATE, chat_template_sources, read_template
+from ...template_files import DEFAULT_TEMPLATE, chat_template_sources, given_template
 from ..vocabulary.tokenizer_files import special_tokens
 from .bounded import BoundedEnvironment, bounded_filter, concatenated
 from .conversation import Message, Style
@@ -87,7 +87,7 @@ def load_chat_templates(
     """
     sources = known
     if sources is None:
-        sources = chat_template_sources(folder) if file is None else {DEFAULT_TEMPLATE: read_template(file)}
+        sources = chat_template_sources(folder) if file is None else {DEFAULT_TEMPLATE: given_template(file)}
     named = special_tokens(folder)
     try:
         return ChatTemplates(sources, named, clock) if sources else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..actors.checkpoint import PICKLES, Checkpoint
-from ..actors.template_files import chat_template_sources, read_template
+from ..actors.template_files import chat_template_sources, given_template
 from ..options.serve import ServeOptions
 from ..protocol.errors import InvalidRequest, ModelNotSupported
 from ..protocol.formats.formats import formats_of
@@ -46,7 +46,7 @@ def formats_for(options: ServeOptions, checkpoint: Checkpoint) -> Formats:
     if file is None:
         template = "\n".join(chat_template_sources(checkpoint.folder).values())
     else:
-        template = read_template(Path(file))
+        template = given_template(Path(file))
     found = formats_of(template, str(checkpoint.config.get("model_type", "")))
     tool_calls = options.tool_call_parser or found.tool_calls
     return Formats(
