@@ -13,7 +13,7 @@ from ...protocol.limits import Limits
 from ...protocol.messages import Error, Generate
 from ..public.connections import Connection
 from .open_requests import OpenRequests, PassedOn, Routed
-from .prefixes import hash_blocks
+from .prompt_blocks import hash_blocks
 
 MAX_OPEN_BYTES = 1 << 28
 """Most bytes of all prompts that are open at the router, each of which it holds until its answer has ended: sixteen of

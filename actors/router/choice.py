@@ -8,7 +8,7 @@ from itertools import repeat
 from operator import attrgetter
 from typing import Any
 
-from .prefixes import blocks_of
+from .prompt_blocks import blocks_of
 from .replica import Replica
 
 MAX_ABOVE_MEAN = 0.5

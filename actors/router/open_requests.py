@@ -8,7 +8,7 @@ from ...protocol.client.pending import Stream
 from ...protocol.messages import Delta, Formats
 from ..public.connections import Connection
 from ..public.deadlines import Deadlines
-from .prefixes import blocks_of
+from .prompt_blocks import blocks_of
 from .replica import Replica
 
 

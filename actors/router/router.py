@@ -43,7 +43,7 @@ from ..public.connections import PROBE_S, Connection
 from .admission import Admission
 from .open_requests import OpenRequests, Routed
 from .placement import Placement
-from .prefixes import size_and_bytes
+from .prompt_blocks import size_and_bytes
 from .service_events import ServiceEvents
 from .services import Services
 from .services_file import endpoints_in

@@ -1,12 +1,8 @@
-"""Kinds of arguments that several commands take, and how a command shows progress and writes its result."""
+"""Kinds of arguments that several commands take."""
 
 from __future__ import annotations
 
-import json
-import sys
 from argparse import ArgumentParser, ArgumentTypeError
-from pathlib import Path
-from typing import Any
 
 
 def count(text: str) -> int:
@@ -64,17 +60,3 @@ def add_json(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--json", type=output, metavar="FILE|-", help="write the result as JSON; -: to stdout"
     )
-
-
-def write_json(target: str, result: Any) -> None:
-    text = json.dumps(result, indent=2) + "\n"
-    if target == "-":
-        sys.stdout.write(text)
-    else:
-        Path(target).write_text(text)
-
-
-def show_progress(text: str) -> None:
-    """Show progress on a terminal, in one line that is written over."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)

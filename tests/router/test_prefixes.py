@@ -12,11 +12,10 @@ from fleet import BOUNDS, Fleet, Front
 from simulation import VOCAB, World
 from slipstream.actors.router import admission
 from slipstream.actors.router.choice import MAX_ABOVE_MEAN, MAX_LOOKED_AT, SLACK, choose
-from slipstream.actors.router.prefixes import (
+from slipstream.actors.router.prefixes import Holders, Prefixes
+from slipstream.actors.router.prompt_blocks import (
     BLOCK_BYTES,
     MAX_BLOCKS,
-    Holders,
-    Prefixes,
     blocks_of,
     hash_blocks,
     size_and_bytes,

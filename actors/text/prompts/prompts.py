@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from ....protocol.errors import InvalidRequest, ModelNotSupported, brief
+from ....protocol.errors import InvalidRequest, ModelNotSupported
 from ..vocabulary.tokenizer_files import load_tokenizer
 from .chat_template import ChatTemplates, Clock, load_chat_templates
 from .control_tokens import Sanitizer
 from .conversation import measure, plain_messages, plain_tools
+from .conversation_end import ConversationEnd
 from .cutting import LONGEST_PART, PART, Cutter, encode
 from .iterations import Iterations
 
@@ -42,80 +42,6 @@ piece that they write."""
 WHAT = {"prompt": "the prompt", "messages": "the conversation"}
 
 ADVICE = "add one to the folder as chat_template.jinja, or send a prompt instead of messages"
-
-
-HERE = "GOESONHERE4c1f0e "
-"""What shows where a message ends in the text of a template, in which its own words may come again, as ``end`` does in
-``<|end|>``. The space behind it shows whether the template strips a message."""
-
-
-@dataclass(frozen=True)
-class ConversationEnd:
-    """The way in which the text of a conversation ends. Both are given among what the template is given, as vLLM has
-    it."""
-
-    add_generation_prompt: bool = True
-    """The beginning of the next message is written too."""
-    continue_final_message: bool = False
-    """It ends with the last message, which the answer goes on with."""
-
-    @classmethod
-    def of(cls, given: dict[str, Any]) -> ConversationEnd:
-        """Taken out of what a template is given; ``InvalidRequest`` if it cannot be."""
-        asked: dict[str, bool] = {}
-        for name in ("add_generation_prompt", "continue_final_message"):
-            value = given.pop(name, None)
-            if value is not None and not isinstance(value, bool):
-                raise InvalidRequest(f"{name}={brief(value)} is neither true nor false", param=name)
-            if value is not None:
-                asked[name] = value
-        goes_on = asked.get("continue_final_message", False)
-        if goes_on and asked.get("add_generation_prompt"):
-            raise InvalidRequest(
-                "add_generation_prompt begins a new message, and continue_final_message goes on with the last one;"
-                " leave one out",
-                param="continue_final_message",
-            )
-        return cls(asked.get("add_generation_prompt", not goes_on), goes_on)
-
-    def marked(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """``messages`` for the template, with ``HERE`` behind the text that the answer goes on with."""
-        if not self.continue_final_message:
-            return messages
-        last = messages[-1]
-        if last.get("tool_calls"):
-            raise InvalidRequest(
-                "continue_final_message goes on with a text, and the last message ends with calls; leave one out",
-                param="continue_final_message",
-            )
-        content = last.get("content")
-        if isinstance(content, list):
-            *others, part = content or [{}]
-            text, content = "".join(part.get("text", "") for part in content), [*others, part]
-            content[-1] = part | {"text": part.get("text", "") + HERE}
-        else:
-            text, content = content or "", (content or "") + HERE
-        if not text.strip():
-            raise self.nowhere()
-        return [*messages[:-1], last | {"content": content}]
-
-    def cut(self, text: str) -> str:
-        """The text of a conversation up to where the answer begins."""
-        if not self.continue_final_message:
-            return text
-        at = text.rfind(HERE.rstrip())
-        if at < 0:
-            raise self.nowhere()
-        stripped = not text.startswith(HERE, at)
-        return text[:at].rstrip() if stripped else text[:at]
-
-    @staticmethod
-    def nowhere() -> InvalidRequest:
-        return InvalidRequest(
-            "continue_final_message goes on with the last message, whose content is empty or is not what the"
-            " model's chat template writes of it; give one with a text, or leave it out",
-            param="continue_final_message",
-        )
 
 
 class Prompts:

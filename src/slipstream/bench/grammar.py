@@ -11,9 +11,10 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
-from ..arguments import add_json, count, milliseconds, show_progress, write_json
+from ..arguments import add_json, count, milliseconds
 from ..protocol.client.blocking import Client
 from ..protocol.sampling import SamplingParams
+from ..results import show_progress, write_json
 from .emulated import PROMPT_TOKENS, WARM_UP_STEPS, emulated_service, fixed_length, long_model, short_prompts
 from .latency import Arrivals, percentile
 

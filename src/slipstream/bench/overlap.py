@@ -16,10 +16,11 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..arguments import add_json, count, depth_list, milliseconds, output, show_progress, write_json
+from ..arguments import add_json, count, depth_list, milliseconds, output
 from ..observe.picture import Panel, Span, Tracks, as_svg, host_ms, utilization
 from ..protocol.client.blocking import Client
 from ..protocol.errors import SlipstreamError
+from ..results import show_progress, write_json
 from ..sidecar import Sidecar
 from .emulated import PROMPT_TOKENS, WARM_UP_STEPS, emulated_service, fixed_length, long_model, short_prompts
 

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from ..arguments import above_0, add_json, count, ratio, show_progress, write_json
+from ..arguments import above_0, add_json, count, ratio
 from ..protocol.errors import InvalidRequest, SlipstreamError
+from ..results import show_progress, write_json
 from .latency import percentile
 from .targets import HttpTarget, Record, Target, ZmqTarget
 

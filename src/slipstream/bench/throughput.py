@@ -11,10 +11,11 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from typing import Any
 
-from ..arguments import add_json, count, show_progress, write_json
+from ..arguments import add_json, count
 from ..observe.picture import utilization
 from ..options.serve import ServeOptions
 from ..protocol.errors import InvalidRequest
+from ..results import show_progress, write_json
 from ..runtime.options.command_line import add_arguments
 from ..runtime.options.sources import resolve
 from ..runtime.options.table import table

@@ -86,10 +86,10 @@ def run(found: argparse.Namespace) -> int:
     import asyncio
     import sys
 
-    from ..arguments import write_json
     from ..drill.result import clean, summary
     from ..options.serve import MAX_SEQUENCES
     from ..protocol.errors import InvalidRequest, SlipstreamError
+    from ..results import write_json
 
     if found.streams > MAX_SEQUENCES:
         raise InvalidRequest(

@@ -1,0 +1,1 @@
+../../src/slipstream/results.py
