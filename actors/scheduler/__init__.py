@@ -7,6 +7,7 @@ prefill_budget, plan_timing                and when that is decided
 holdings, slot_table, pool, blocks,        what sequences hold on the device, and what of it is shared
 prefix                                     and handed out again
 executor_deaths, quarantine                what becomes of sequences whose executor died
+config                                     what it is told when it is made
 adapters                                   which adapters requests may name
 outgoing, logprobs, metrics                what others are told of sequences and steps
 """

@@ -1,4 +1,4 @@
-"""Fill a table of options in layers, of which a later one wins: default, file, environment, command line or keywords.
+"""Fill a table of options from sources, of which a later one wins: default, file, environment, command line, keywords.
 
 Each value remembers where it is from.
 """
@@ -57,21 +57,21 @@ def resolve(
         top = Source("keyword", normalise(options, keywords, "keyword"), lambda option: f"{option.name}=")
     else:
         top = Source("command line", dict(arguments or {}), lambda option: f"{option.flag} ")
-    layers = [from_environment(options, os.environ if environ is None else environ), top]
-    path = top.values.get("config") or layers[0].values.get("config")
+    sources = [from_environment(options, os.environ if environ is None else environ), top]
+    path = top.values.get("config") or sources[0].values.get("config")
     if path:  # one that is empty is refused below
-        layers.insert(0, from_file(options, Path(path)))
+        sources.insert(0, from_file(options, Path(path)))
 
     values = {name: option.default for name, option in options.items()}
     origins = dict.fromkeys(options, "default")
     spelling: dict[str, Callable[[Option], str]] = dict.fromkeys(options, top.spell)
-    for layer in layers:
-        for name, raw in layer.values.items():
+    for source in sources:
+        for name, raw in source.values.items():
             if raw is None:
                 continue
-            values[name] = convert(options[name], raw, layer.spell(options[name]))
-            origins[name] = layer.origin
-            spelling[name] = layer.spell
+            values[name] = convert(options[name], raw, source.spell(options[name]))
+            origins[name] = source.origin
+            spelling[name] = source.spell
     given = {name for name, origin in origins.items() if origin != "default"}
     derive: Callable[..., dict[str, tuple[Any, str]]] | None = getattr(cls, "derive", None)
     if derive is not None:

@@ -391,8 +391,8 @@ class Supervisor:
         self.on_helper_death(child)
 
     def on_helper_death(self, child: Child) -> None:
-        """Handle the death of a helper, which nobody waits for. An exception is a spare that could not prepare the
-        first incarnations: its reason is why they cannot start."""
+        """Handle the death of a helper. Of a spare that the first incarnations wait for, its reason is why they cannot
+        start."""
         self.receive_from(child)
         if child.spec.role == "spare" and child.failure is not None and self.waiting_for_spare:
             raise ChildFailed(child, child.process.wait())

@@ -20,7 +20,7 @@ def options_of(**given: Any) -> ServeOptions:
 
 
 @pytest.mark.parametrize(
-    ("given", "places"),
+    ("given", "slots"),
     [
         ({}, 0),
         ({"lora": ["a=/a", "b=/b"]}, 2),
@@ -31,8 +31,8 @@ def options_of(**given: Any) -> ServeOptions:
         ({"enable_lora_updates": True, "max_loras": 2}, 2),
     ],
 )
-def test_places_for_adapters(given: dict[str, Any], places: int) -> None:
-    assert options_of(**given).adapter_slots == places
+def test_adapter_slots(given: dict[str, Any], slots: int) -> None:
+    assert options_of(**given).adapter_slots == slots
 
 
 @pytest.mark.parametrize(

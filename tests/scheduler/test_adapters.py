@@ -10,7 +10,7 @@ from slipstream.protocol.internal import Adapter, Capacity
 SQL, VERSE = Adapter(3, "sql", "/sql"), Adapter(1, "verse", "/verse")
 
 
-def bench_with(*adapters: Adapter) -> CheckedScheduler:
+def scheduler_with(*adapters: Adapter) -> CheckedScheduler:
     checked = CheckedScheduler(size=16, slots=4)
     checked.give(Capacity(65, 16, adapters=list(adapters)))
     return checked
@@ -25,7 +25,7 @@ def lose_executor(checked: CheckedScheduler) -> None:
 
 
 def test_a_sequence_joins_with_the_id_of_its_adapter() -> None:
-    checked = bench_with(SQL, VERSE)
+    checked = scheduler_with(SQL, VERSE)
     for request, name in enumerate(["", "verse", "sql"]):
         checked.ask(request, prompt(request, 10), adapter=name, max_tokens=3, **FREE)
     checked.finish_all()
@@ -34,7 +34,7 @@ def test_a_sequence_joins_with_the_id_of_its_adapter() -> None:
 
 
 def test_what_is_cached_with_one_adapter_is_found_by_no_request_with_another() -> None:
-    checked = bench_with(SQL, VERSE)
+    checked = scheduler_with(SQL, VERSE)
     for request, (name, salt) in enumerate(
         [("", ""), ("sql", ""), ("verse", ""), ("sql", "a"), ("sql", ""), ("sql", "a"), ("", "a")]
     ):
@@ -45,7 +45,7 @@ def test_what_is_cached_with_one_adapter_is_found_by_no_request_with_another() -
 
 
 def test_an_adapter_that_is_not_loaded_is_refused_by_name_and_others_go_on() -> None:
-    checked = bench_with(SQL)
+    checked = scheduler_with(SQL)
     checked.ask(1, prompt(1, 10), max_tokens=3, **FREE)
     checked.ask(2, prompt(1, 10), adapter="verse", max_tokens=3, **FREE)
     checked.finish_all()
@@ -56,7 +56,7 @@ def test_an_adapter_that_is_not_loaded_is_refused_by_name_and_others_go_on() -> 
 
 
 def test_what_the_next_executor_could_not_load_ends_what_was_computed_with_it() -> None:
-    checked = bench_with(SQL, VERSE)
+    checked = scheduler_with(SQL, VERSE)
     for request, name in enumerate(["verse", "sql", ""]):
         checked.ask(request, prompt(request, 10), adapter=name, max_tokens=30, **FREE)
     checked.finish_step()
@@ -69,7 +69,7 @@ def test_what_the_next_executor_could_not_load_ends_what_was_computed_with_it() 
 
 
 def test_before_an_executor_has_said_what_it_has_nothing_is_refused() -> None:
-    checked = bench_with()
+    checked = scheduler_with()
     checked.scheduler = Scheduler(checked.scheduler.config)
     checked.ask(1, prompt(1, 10), adapter="sql", max_tokens=3, **FREE)
     assert not checked.ends

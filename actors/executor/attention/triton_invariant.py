@@ -25,16 +25,13 @@ from ..triton_tools.kernel import FOLLOWING, follow, jit
 from .triton_attend import keys_of, load_queries, places_of
 from .triton_backend import TritonAttention, device_limits
 from .triton_common import STEP_INPUTS, first_seen, pad, pad_value
-from .triton_partition import WorkPartition, partition_work
+from .triton_partition import MAX_SPLITS, WorkPartition, partition_work
 from .triton_partition_kernel import ITEM_FIELDS
 from .triton_softmax import LOG2E, MASKED, softcapped
 
 LEAST_SPLIT = 512
 """Least number of keys in a split: shorter splits cost more to combine than to compute. The length follows from the
 longest context of the service, never from a step, so that a token's sum is always cut alike."""
-
-MOST_SPLITS = 32
-"""Most splits of the longest context, as in `triton_partition.MAX_SPLITS`."""
 
 
 class LaunchConfig(NamedTuple):
@@ -331,7 +328,7 @@ class InvariantTritonAttention(TritonAttention):
 
     def split_of(self, longest: int, block_n: int) -> int:
         """Keys of a split in a service whose sequences have up to ``longest`` positions."""
-        return max(self.least_split, triton.cdiv(triton.cdiv(longest, MOST_SPLITS), block_n) * block_n)
+        return max(self.least_split, triton.cdiv(triton.cdiv(longest, MAX_SPLITS), block_n) * block_n)
 
     def _fixed_partition_of(
         self,

@@ -19,7 +19,7 @@ from ...checkpoint import open_checkpoint
 from ..attention import backend as attention
 from ..model.adapters.limits import AdapterLimits
 from ..model.comparison import compared
-from ..model.loading.language_model import language_model_config
+from ..model.loading.language_model import dtype_of, language_model_config
 from ..model.loading.load import (
     Around,
     from_config,
@@ -98,8 +98,7 @@ def make_shard(
 ) -> PagedModel:
     """As ``make_model``, for one rank: no device holds the whole at any time."""
     config = load_config(open_checkpoint(path_or_name).folder)
-    own = getattr(language_model_config(config), "dtype", None)
-    chosen = (own or torch.float32) if dtype == "auto" else getattr(torch, dtype)
+    chosen = dtype_of(config, dtype)
     compare_short_model(config, group, device, chosen, attention_backend)
     planned = model_on_meta(config, chosen)
     if planned.stateful is not None:

@@ -34,8 +34,8 @@ class Memory:
 
 
 def bytes_of_graphs(forward_graphs: int, layers: int, step_bytes: int) -> int:
-    """The memory of as many graphs of the forward pass, and of those of the sampling: the kernels of each, and
-    ``step_bytes`` in which all of them work."""
+    """The memory of CUDA graphs: the kernels of ``forward_graphs`` forward passes of ``layers`` layers, those of the
+    sampling included, and ``step_bytes`` in which all of them work."""
     return step_bytes + forward_graphs * layers * GRAPH_BYTES_PER_LAYER
 
 

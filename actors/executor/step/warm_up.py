@@ -102,6 +102,7 @@ def largest_step(buckets: Buckets, max_model_len: int, *, everything: bool) -> S
     """The step with the most tokens, of which every row samples: by a temperature alone, or, with ``everything``, by
     all parameters that there are."""
     layout = mixed_layout(buckets, buckets.mixed[-1], reports=everything)
+    # Logits of prompts begin behind those of all rows, of which each samples.
     layout = replace(layout, samples=layout.prompt_logits_start)
     if not everything:
         return Step(layout, SamplingKind(greedy=False), num_samples=0, max_kv_len=max_model_len)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from interpreter import DEVICE, INTERPRETED, KERNELS_RUN, needs_interpreter, run_interpreted
+from interpreter import DEVICE, INTERPRETED, needs_interpreter, needs_kernels, run_interpreted
 from slipstream.actors.executor.model.adapters.check import check_products
 from slipstream.actors.executor.model.adapters.products import Products, Stack, Tail, TorchProducts
 from slipstream.actors.executor.triton_tools.arrivals import arrivals
@@ -33,11 +33,7 @@ def triton_products() -> Products:
 @pytest.fixture(
     params=[
         pytest.param(TorchProducts, id="torch"),
-        pytest.param(
-            triton_products,
-            id="triton",
-            marks=pytest.mark.skipif(not KERNELS_RUN, reason="needs a GPU or the interpreter"),
-        ),
+        pytest.param(triton_products, id="triton", marks=needs_kernels),
     ]
 )
 def products(request: pytest.FixtureRequest) -> Products:
@@ -200,7 +196,7 @@ def test_what_is_not_a_number_stays_with_its_token(products: Products) -> None:
     assert torch.equal(found[others], expected[others])
 
 
-@pytest.mark.skipif(not KERNELS_RUN, reason="needs a GPU or the interpreter")
+@needs_kernels
 def test_the_kernel_counts_from_zero_again_and_gives_the_same_bits() -> None:
     products = triton_products()
     _, tail = tail_of(8, [16, 8, 8], 4096, 16, torch.float32)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from slipstream.actors.executor.attention.torch_backend import TorchAttention
 from slipstream.actors.executor.model.comparison import compared_tokens, paged_logits
 from slipstream.actors.executor.model.fused.fuse import fuse
+from slipstream.actors.executor.model.loading.estimate import estimate
 from slipstream.actors.executor.model.loading.load import load_model, load_transformer, make_model
 from slipstream.actors.executor.model.paged_model import PagedModel
 from slipstream.actors.executor.model.quantization.checkpoint import read_as
@@ -197,6 +198,16 @@ def test_a_weight_that_is_not_there_is_missing(tmp_path: Path) -> None:
     )
     with pytest.raises(ModelNotSupported, match=rf"1 missing \({NAME}.weight\)"):
         load_model(str(folder), device=CPU)
+
+
+def test_weights_that_state_no_dtype_are_estimated_in_the_one_that_they_are_loaded_in(tmp_path: Path) -> None:
+    folder, _ = make_quantized("gptq", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("dtype")
+    (folder / "config.json").write_text(json.dumps(config))
+    loaded, found = load_model(str(folder), device=CPU), estimate(folder)
+    assert (loaded.dtype, found.dtype) == (torch.bfloat16, "bfloat16")
+    assert found.kv_bytes_per_token == loaded.kv_layout.bytes_per_block(1, loaded.dtype)
 
 
 def test_a_plain_folder_that_says_it_is_quantized(tmp_path: Path) -> None:

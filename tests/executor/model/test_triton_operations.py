@@ -9,8 +9,8 @@ import torch
 from interpreter import (
     DEVICE,
     INTERPRETED,
-    KERNELS_RUN,
     needs_interpreter,
+    needs_kernels,
     run_interpreted,
 )
 from slipstream.actors.executor.model.fused.operations import ACTIVATIONS, Norm, Operations, TorchOperations
@@ -54,11 +54,7 @@ def triton_operations() -> Operations:
 @pytest.fixture(
     params=[
         pytest.param(TorchOperations, id="torch"),
-        pytest.param(
-            triton_operations,
-            id="triton",
-            marks=pytest.mark.skipif(not KERNELS_RUN, reason="needs a GPU or the interpreter"),
-        ),
+        pytest.param(triton_operations, id="triton", marks=needs_kernels),
     ]
 )
 def operations(request: pytest.FixtureRequest) -> Operations:

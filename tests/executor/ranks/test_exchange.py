@@ -78,7 +78,7 @@ def given(number: int, rank: int) -> Tensor:
 
 
 def expected(number: int, size: int) -> Tensor:
-    """RowParallel in the order of ranks and rounded once."""
+    """Summed in the order of ranks and rounded once."""
     parts = [given(number, rank) for rank in range(size)]
     total = torch.zeros(len(parts[0]))
     for part in parts:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .....protocol.errors import InvalidRequest, ModelNotSupported
@@ -16,9 +15,10 @@ from ..adapters.adapters import projections_of
 from ..invariant.apply import EXPERTS, RECURRENT
 from ..paged_model import PagedModel
 from ..quantization.linear import quantize_layers
-from ..quantization.scheme import Scheme, scheme_of
-from .language_model import language_model_config
+from ..quantization.scheme import Scheme, quantization_config, scheme_of
+from .language_model import dtype_of, language_model_config
 from .load import DTYPES, META, load_config, model_on_meta
+from .weights import dequantized_dtype
 
 RANKS = (2, 4, 8)
 """Numbers of ranks that are listed if the model can be divided among as many."""
@@ -74,8 +74,8 @@ def estimate(folder: Path, dtype: str = "auto", kv_cache_dtype: str = "auto") ->
     assert dtype in DTYPES
     config = load_config(folder)
     text = language_model_config(config)
-    own = getattr(text, "dtype", None) or torch.float32
-    model = model_on_meta(config, own if dtype == "auto" else getattr(torch, dtype))
+    dtype_chosen = dtype_of if quantization_config(config) is None else dequantized_dtype
+    model = model_on_meta(config, dtype_chosen(config, dtype))
     scheme = scheme_of(config)
     return Estimate(
         model_type=config.model_type,

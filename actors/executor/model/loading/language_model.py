@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
@@ -72,6 +73,13 @@ def language_model_config(config: PreTrainedConfig) -> PreTrainedConfig:
     if text.dtype is None:
         text.dtype = config.dtype
     return text
+
+
+def dtype_of(config: PreTrainedConfig, dtype: str, default: torch.dtype = torch.float32) -> torch.dtype:
+    """The dtype that an option names; of ``auto`` the one that ``config`` states, or else ``default``."""
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    return getattr(language_model_config(config), "dtype", None) or default
 
 
 def language_model_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:

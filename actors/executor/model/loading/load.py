@@ -27,7 +27,7 @@ from ..quantization.linear import check_products, quantize_layers
 from ..quantization.products import multiplied_by
 from ..quantization.scheme import scheme_of, unquantized
 from .files import check_numbers, open_files
-from .language_model import language_model_config
+from .language_model import dtype_of, language_model_config
 from .weights import FROM_FOLDER, read_quantized, read_weights
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -161,10 +161,7 @@ def make_model(
 ) -> PagedModel:
     """The model of a folder's configuration with random weights, of which the folder needs none; for measuring."""
     config = load_config(open_checkpoint(path_or_name).folder)
-    chosen = (
-        getattr(language_model_config(config), "dtype", None) if dtype == "auto" else getattr(torch, dtype)
-    )
-    model = from_config(config, device, chosen or torch.float32, attention_backend=attention_backend)
+    model = from_config(config, device, dtype_of(config, dtype), attention_backend=attention_backend)
     if quantization is not None:
         model.weights_format = quantize_layers(model.transformer, quantization, device)
         model.measure()

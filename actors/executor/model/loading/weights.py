@@ -20,7 +20,7 @@ from ..quantization.checkpoint import Dequantized, StoredWeight, plain_tensors, 
 from ..quantization.linear import layer_of
 from ..quantization.scheme import Scheme, unquantized
 from ..quantization.weight import QuantizedWeight
-from .language_model import LANGUAGE_MODEL_KEYS, language_model_config
+from .language_model import LANGUAGE_MODEL_KEYS, dtype_of, language_model_config
 
 IN_8_BITS = "each in 8 bits: they take twice the memory of the files, and a step as much longer to read them"
 
@@ -67,6 +67,11 @@ def only_errors(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR
 
 
+def dequantized_dtype(config: PreTrainedConfig, dtype: str) -> torch.dtype:
+    """The dtype of what quantized weights stand for: of those that state none, what they are mostly made from."""
+    return dtype_of(config, dtype, torch.bfloat16)
+
+
 def read_quantized(
     config: PreTrainedConfig,
     dtype: str,
@@ -80,8 +85,7 @@ def read_quantized(
     Linear layers keep theirs in 8 bits if those are of a dtype of ``keep`` and there are products with such. All others
     become what they stand for.
     """
-    own = getattr(language_model_config(config), "dtype", None) or torch.bfloat16
-    chosen = own if dtype == "auto" else getattr(torch, dtype)
+    chosen = dequantized_dtype(config, dtype)
     name = str(chosen).removeprefix("torch.")
     weights = stored_weights(files, scheme)
     as_stored = layers_that_keep(config, [weight for weight in weights if weight.kept_as in keep])
