@@ -6,7 +6,7 @@ with the largest step. Measured steps allow a closer one.
 
 from __future__ import annotations
 
-LEAST_S = 10.0
+MIN_S = 10.0
 """Not less, however fast the steps are: other work on the machine holds them up for seconds."""
 
 MARGIN = 10.0
@@ -29,4 +29,4 @@ class StepLimit:
             return
         self.largest_step = tokens
         expected = seconds * self.max_tokens / max(1, tokens)
-        self.limit_s = min(self.most_s, max(LEAST_S, MARGIN * expected))
+        self.limit_s = min(self.most_s, max(MIN_S, MARGIN * expected))

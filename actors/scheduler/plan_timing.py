@@ -12,7 +12,7 @@ processors busy it comes late, and from then on plans are made earlier, in the e
 
 from __future__ import annotations
 
-LEAST_LEAD_S = 0.0025
+MIN_LEAD_S = 0.0025
 """From a plan to its launch: 0.7 to 1.1 ms at the median on a machine with an H200, where nothing keeps a process
 waiting."""
 
@@ -24,10 +24,10 @@ LATE = 3.0
 1, since a device that waits costs more than a request that misses a plan."""
 
 SOONER = 0.01
-"""Share of the way back to ``LEAST_LEAD_S`` that each step without a wait takes: after a wait, a hundred steps are
+"""Share of the way back to ``MIN_LEAD_S`` that each step without a wait takes: after a wait, a hundred steps are
 safe."""
 
-LEAST_WAIT_S = 0.0015
+MIN_WAIT_S = 0.0015
 """A shorter wait is not worth a wake: few requests arrive in it."""
 
 SLOWLY = 0.05
@@ -41,7 +41,7 @@ class PlanTiming:
     def __init__(self) -> None:
         self.began = 0.0
         """When the oldest step under way began on the device, or was sent to it, by the scheduler's clock."""
-        self.lead_s = LEAST_LEAD_S
+        self.lead_s = MIN_LEAD_S
         """The lead with which plans are made before they are needed: rises at once and falls slowly."""
         self.share = 0.5
         """The least time of steps as a share of the expected one: falls at once and rises slowly."""
@@ -53,7 +53,7 @@ class PlanTiming:
     def learn(self, expected_s: float, took_s: float, waited_s: float) -> None:
         """A step that was expected to take ``expected_s`` took ``took_s``, after the device had waited for it."""
         late = waited_s > BETWEEN_STEPS_S
-        self.lead_s += LATE * waited_s if late else SOONER * (LEAST_LEAD_S - self.lead_s)
+        self.lead_s += LATE * waited_s if late else SOONER * (MIN_LEAD_S - self.lead_s)
         if expected_s > 0:
             share = min(1.0, took_s / expected_s)
             self.share = share if share < self.share else self.share + SLOWLY * (share - self.share)
@@ -61,4 +61,4 @@ class PlanTiming:
     def due(self, now: float, expected_s: float) -> float:
         """When to plan the next step, ``now`` or later; ``expected_s`` of all steps under way together."""
         due = self.began + self.share * expected_s - self.lead_s
-        return due if due - now >= LEAST_WAIT_S else now
+        return due if due - now >= MIN_WAIT_S else now

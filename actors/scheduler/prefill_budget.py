@@ -44,7 +44,7 @@ MANY_PROMPTS = 4
 """Prompts that wait for each other from which on the gap is the longest. Simulated for 70B on two H200s with 4 requests
 a second the first token comes after 0.37 s, with 5 prompts after 0.40; 8B with 25 has no difference."""
 
-MOST_LENGTHENING = 12.0
+MAX_LENGTHENING = 12.0
 """The longest step then, as a multiple of one without prompts: eleven twelfths of the device's time go to prompts. With
 8 a 70B model had 0.94 of vLLM's tokens a second where 256 prompts came at once; longer steps gain little more."""
 
@@ -108,6 +108,6 @@ class PrefillBudget:
         if full_ns > BUSY_GAP_NS:
             if prompts >= max(streams, MANY_PROMPTS):
                 return budget
-            longest_ns = max(gap_ns, BUSY_GAP_NS, MOST_LENGTHENING * self.decode_ns)
+            longest_ns = max(gap_ns, BUSY_GAP_NS, MAX_LENGTHENING * self.decode_ns)
             gap_ns += (longest_ns - gap_ns) * min(1.0, max(0, prompts - 1) / (MANY_PROMPTS - 1))
         return int(min(budget, max(LEAST, (gap_ns - self.decode_ns) * self.tokens / self.prompt_ns)))

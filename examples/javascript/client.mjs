@@ -7,7 +7,7 @@ import { Context, Dealer } from "zeromq";
 
 const HELLO = { t: "hello", protocol: [1, 0], client: "javascript" };
 const SILENCE_MS = 3000; // a service says something at least once a second while a request is open
-const MOST_CONNECTIONS = 5;
+const MAX_CONNECTIONS = 5;
 
 export class ServiceError extends Error {
   constructor(code, message, retryAfterS = undefined) {
@@ -21,7 +21,7 @@ export class ServiceError extends Error {
 export async function* generate(endpoint, prompt, params = {}) {
   const request = { t: "generate", id: "javascript-1", prompt, params, received: [] };
   const context = new Context({ blocky: false });
-  for (let connection = 0; connection < MOST_CONNECTIONS; connection++) {
+  for (let connection = 0; connection < MAX_CONNECTIONS; connection++) {
     const socket = new Dealer({ context, linger: 0, receiveTimeout: SILENCE_MS });
     try {
       socket.connect(endpoint);

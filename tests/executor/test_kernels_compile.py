@@ -109,7 +109,7 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
             | NORM
             | dict(rows="i32", halves="*i64", peers="*i64", current="*i32"),
             dict(
-                RANK=0, SIZE=size, MOST_WORDS=65536, PROGRAMS=128, PER_WORD=per_word, AFTER=False, BEFORE=True
+                RANK=0, SIZE=size, MAX_WORDS=65536, PROGRAMS=128, PER_WORD=per_word, AFTER=False, BEFORE=True
             )
             | dict(N=width, PAD=pad),
         )
@@ -322,7 +322,7 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
         (
             "ranks:_sum_kernel",
             dict(tensor=dtype, halves="*i64", peers="*i64", current="*i32", words="i32"),
-            dict(RANK=1, SIZE=size, MOST_WORDS=65536, PROGRAMS=128, PER_WORD=per_word, TILE=512),
+            dict(RANK=1, SIZE=size, MAX_WORDS=65536, PROGRAMS=128, PER_WORD=per_word, TILE=512),
         )
         for dtype, per_word, size in (("*bf16", 4, 2), ("*fp16", 4, 4), ("*fp32", 2, 8))
     ),
@@ -331,7 +331,7 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
             "ranks:_gather_kernel",
             dict.fromkeys(("part", "out"), dtype)
             | dict(halves="*i64", peers="*i64", current="*i32", words="i32", row_words="i32", width="i32"),
-            dict(RANK=1, SIZE=size, MOST_WORDS=65536, PROGRAMS=128, PER_WORD=per_word, TILE=512),
+            dict(RANK=1, SIZE=size, MAX_WORDS=65536, PROGRAMS=128, PER_WORD=per_word, TILE=512),
         )
         for dtype, per_word, size in (("*bf16", 4, 2), ("*fp16", 4, 4), ("*fp32", 2, 8))
     ),
@@ -339,7 +339,7 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
         (
             "ranks:_broadcast_kernel",
             dict(numbers="*i32", halves="*i64", peers="*i64", current="*i32", count="i32"),
-            dict(RANK=rank, SIZE=size, MOST_WORDS=65536, PROGRAMS=128, TILE=512),
+            dict(RANK=rank, SIZE=size, MAX_WORDS=65536, PROGRAMS=128, TILE=512),
         )
         for rank, size in ((0, 2), (1, 2), (3, 8))
     ),
@@ -351,7 +351,7 @@ KERNELS: list[tuple[str, dict[str, str], dict[str, Any]]] = [
             MAX_LENGTH=3,
             STOP_TOKENS=15,
             MOST=64,
-            MOST_PAD=64,
+            MAX_PAD=64,
             NO_STOP_TOKEN=-2,
             NO_TOKEN=-1,
             ROWS=32,

@@ -18,7 +18,7 @@ import pytest
 from covering import few_of
 from processes import NEAR, Background, Planted, Raw, alive, until
 from slipstream.actors.executor.devices.kinds import kind_of
-from slipstream.actors.executor.step_limit import LEAST_S, MARGIN, StepLimit
+from slipstream.actors.executor.step_limit import MARGIN, MIN_S, StepLimit
 from slipstream.protocol.actors import ACTORS
 from slipstream.protocol.errors import Quarantined
 from slipstream.protocol.messages import ActorState
@@ -134,7 +134,7 @@ def test_the_time_limit_of_a_step_follows_from_the_largest_one_that_was_measured
     step_limit.learn(1, 99.0)
     assert step_limit.limit_s == MARGIN * 2 * 0.6, "a smaller step says less of a large one"
     step_limit.learn(512, 0.001)
-    assert step_limit.limit_s == LEAST_S
+    assert step_limit.limit_s == MIN_S
     step_limit.learn(512, 1e6)
     assert step_limit.limit_s == 600.0
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 from checked_scheduler import CheckedScheduler, int32
-from slipstream.actors.scheduler.plan_timing import LEAST_LEAD_S, LEAST_WAIT_S, PlanTiming
+from slipstream.actors.scheduler.plan_timing import MIN_LEAD_S, MIN_WAIT_S, PlanTiming
 
 
 def settled(share: float = 1.0) -> PlanTiming:
@@ -20,32 +20,32 @@ def settled(share: float = 1.0) -> PlanTiming:
 def test_a_plan_is_due_shortly_before_the_step_under_way_ends() -> None:
     timing = settled()
     timing.begin(10.0)
-    assert timing.due(10.0, 0.050) == pytest.approx(10.0 + 0.050 - LEAST_LEAD_S, abs=1e-4)
-    assert timing.due(10.030, 0.050) == pytest.approx(10.0 + 0.050 - LEAST_LEAD_S, abs=1e-4)
+    assert timing.due(10.0, 0.050) == pytest.approx(10.0 + 0.050 - MIN_LEAD_S, abs=1e-4)
+    assert timing.due(10.030, 0.050) == pytest.approx(10.0 + 0.050 - MIN_LEAD_S, abs=1e-4)
     assert timing.due(10.048, 0.050) == 10.048  # it is late already
 
 
 def test_after_a_short_step_a_plan_is_due_at_once_and_so_it_is_where_nothing_is_known() -> None:
     timing = settled()
     timing.begin(10.0)
-    assert timing.due(10.0, LEAST_LEAD_S + LEAST_WAIT_S - 0.0001) == 10.0
+    assert timing.due(10.0, MIN_LEAD_S + MIN_WAIT_S - 0.0001) == 10.0
     assert timing.due(10.0, 0.0) == 10.0
 
 
 def test_with_several_steps_under_way_a_plan_is_due_before_the_last_of_them_ends() -> None:
     timing = settled()
     timing.begin(10.0)
-    assert timing.due(10.0, 3 * 0.030) == pytest.approx(10.0 + 0.090 - LEAST_LEAD_S, abs=1e-4)
+    assert timing.due(10.0, 3 * 0.030) == pytest.approx(10.0 + 0.090 - MIN_LEAD_S, abs=1e-4)
 
 
 def test_a_step_that_was_shorter_than_expected_is_learned_from_at_once_and_forgotten_slowly() -> None:
     timing = settled()
     timing.learn(0.1, 0.06, 0.0)
     timing.begin(0.0)
-    assert timing.due(0.0, 0.1) == pytest.approx(0.06 - LEAST_LEAD_S)
+    assert timing.due(0.0, 0.1) == pytest.approx(0.06 - MIN_LEAD_S)
     for _ in range(10):
         timing.learn(0.1, 0.1, 0.0)
-    assert 0.06 < timing.due(0.0, 0.1) + LEAST_LEAD_S < 0.08
+    assert 0.06 < timing.due(0.0, 0.1) + MIN_LEAD_S < 0.08
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.1, 0.5])
@@ -80,7 +80,7 @@ def test_the_few_microseconds_between_two_steps_of_a_device_are_no_wait() -> Non
     timing = settled()
     for _ in range(2000):
         timing.learn(0.04, 0.04, 4e-6)
-    assert timing.lead_s == pytest.approx(LEAST_LEAD_S)
+    assert timing.lead_s == pytest.approx(MIN_LEAD_S)
 
 
 # --- the scheduler ----------------------------------------------------------------------------------

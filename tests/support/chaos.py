@@ -44,7 +44,7 @@ EDGES = [
 CONTEXT_TOKENS = 8
 """Of the prompt, this many tokens can leave the beginning of a character to the answer."""
 
-LONGEST_S, MOST_TURNS = 40.0, 20_000
+LONGEST_S, MAX_TURNS = 40.0, 20_000
 """Virtual seconds and messages within which any load here ends, whatever fails."""
 
 
@@ -319,8 +319,8 @@ def chaos_load(world: Chaos, requests: int, faults: Callable[[Chaos], None], oth
             change = world.abort if leaves < 0.1 else world.leave
             world.at(start + rng.random() * 0.1, lambda c=client, i=id, change=change: change(c, i))
     faults(world)
-    world.run(lambda: len(world.requests) == requests + others and world.over(), MOST_TURNS, LONGEST_S)
-    world.run(lambda: idle(world), MOST_TURNS, LONGEST_S)
+    world.run(lambda: len(world.requests) == requests + others and world.over(), MAX_TURNS, LONGEST_S)
+    world.run(lambda: idle(world), MAX_TURNS, LONGEST_S)
     world.check()
     world.check_nothing_left()
     world.check_blocks()

@@ -30,7 +30,7 @@ WIDTH = 4096
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 COUNTS = (4, 12, 4096, 4100, 8 * 4096, 32 * 4096, 32 * 4096 + 4, 64 * 4096, 300 * 4096 + 4, 512 * 4096)
 REPLAYS, SUMS_OF_GRAPH = 1000, 64
-MOST_ROWS = 600
+MAX_ROWS = 600
 """More than twice as many as a kernel has programs."""
 SLEEPS, LONGEST_SLEEP = 2000, 200_000
 """Rounds at unequal speeds, and the most cycles of one."""
@@ -106,7 +106,7 @@ class Counted:
         self.group, self.device = group, device
         self.count = torch.zeros((), device=device)
         self.wrong = torch.zeros((), device=device, dtype=torch.int64)
-        self.places = torch.arange(MOST_ROWS * WIDTH, device=device, dtype=torch.float32) % 1000
+        self.places = torch.arange(MAX_ROWS * WIDTH, device=device, dtype=torch.float32) % 1000
         self.operations = TritonOperations()
 
     def run(self, numbers: int) -> None:
@@ -143,7 +143,7 @@ def replay(group: RankGroup, device: torch.device) -> dict[str, int]:
     def work() -> None:
         for number in range(SUMS_OF_GRAPH):
             counted.run((WIDTH, 8 * WIDTH, 32 * WIDTH)[number % 3])
-            counted.add((1, 32, MOST_ROWS)[number % 3])
+            counted.add((1, 32, MAX_ROWS)[number % 3])
 
     with torch.cuda.stream(stream):
         work()
@@ -167,7 +167,7 @@ def at_unequal_speeds(group: RankGroup, device: torch.device) -> dict[str, int]:
         if own.random() < 0.3:
             torch.cuda._sleep(own.randrange(LONGEST_SLEEP))
         counted.run(alike.choice((4, WIDTH, 3 * WIDTH, 16 * WIDTH, 32 * WIDTH)))
-        counted.add(alike.choice((1, 2, 33, MOST_ROWS)))
+        counted.add(alike.choice((1, 2, 33, MAX_ROWS)))
         if alike.random() < 0.1:
             group.sum(large).mul_(1 / group.size)
             group.gather(large[None, :3], 3 * group.size)

@@ -161,7 +161,7 @@ def impatient_executor(context: Any) -> Any:
     from slipstream.actors.executor import step_limit
     from slipstream.actors.executor.start.build import build
 
-    step_limit.LEAST_S = 1.0
+    step_limit.MIN_S = 1.0
     return build(context)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..cache.paged_batch import PagedBatch
 from .torch_backend import CPU_GATHER_BYTES, Attend, CachePool, Window, bias_of, window_of, written
 
-LEAST_KEYS = 128
+MIN_KEYS = 128
 """Contexts are filled up to a multiple of this many positions, or of a block that is larger."""
 
 
@@ -73,7 +73,7 @@ class InvariantTorchAttention:
 def groups_of(batch: PagedBatch, window: Window | None, dtype: torch.dtype) -> list[Group]:
     """The tokens of a step: those of a longer row in runs that see the same blocks, and single ones by length."""
     size = batch.cache.block_size
-    whole = -(-LEAST_KEYS // size) * size
+    whole = -(-MIN_KEYS // size) * size
     starts, kv_lens = batch.query_start.tolist(), batch.kv_lens.tolist()
     slots = batch.rows.tolist()
 

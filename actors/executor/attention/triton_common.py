@@ -13,7 +13,7 @@ STEP_INPUTS = ["rows", "kv_lens", "query_start", "write_index", "block_table"]
 alignment of a pointer, which would be in the middle of serving."""
 
 
-LEAST_BYTES = 64
+MIN_BYTES = 64
 """Values of 8-bit numbers are padded to so many where they are not read in pairs. With 32, and keys of 64 or more, what
 Triton 3.6 compiles for an H200 reads beyond its shared memory (``compute-sanitizer``: an invalid read in the product of
 queries and keys)."""
@@ -26,7 +26,7 @@ def pad(size: int) -> int:
 
 def pad_value(size: int, values: Tensor) -> int:
     """As `pad`, for a value as it is read from the cache ``values``."""
-    return pad(size) if values.itemsize > 1 else max(pad(size), LEAST_BYTES)
+    return pad(size) if values.itemsize > 1 else max(pad(size), MIN_BYTES)
 
 
 @jit

@@ -29,7 +29,7 @@ from .triton_partition import MAX_SPLITS, WorkPartition, partition_work
 from .triton_partition_kernel import ITEM_FIELDS
 from .triton_softmax import LOG2E, MASKED, softcapped
 
-LEAST_SPLIT = 512
+MIN_SPLIT = 512
 """Least number of keys in a split: shorter splits cost more to combine than to compute. The length follows from the
 longest context of the service, never from a step, so that a token's sum is always cut alike."""
 
@@ -263,7 +263,7 @@ class InvariantTritonAttention(TritonAttention):
 
     single, several = SINGLE, SEVERAL
     keys: Mapping[int, int] = KEYS
-    least_split = LEAST_SPLIT
+    least_split = MIN_SPLIT
 
     def _attend(
         self,

@@ -26,7 +26,7 @@ from .triton_partition_kernel import ITEM_FIELDS, ITEMS_AT_ONCE, partition_kerne
 MAX_SPLITS = 32
 """Most splits of one tile. More cost more to combine than they save."""
 
-MOST_FIXED = 1024
+MAX_FIXED = 1024
 """Items of rows whose splits have a fixed length. More rows, or longer ones, occupy the device without any splits."""
 
 OVERHEAD = 3.0
@@ -86,7 +86,7 @@ def sizes_of(
         most_splits = MAX_SPLITS if tiles <= target else 1
     if split:
         most_splits = triton.cdiv(batch.max_kv_len, split) if single and not window else 1
-        most_splits = most_splits if tiles * most_splits <= MOST_FIXED else 1
+        most_splits = most_splits if tiles * most_splits <= MAX_FIXED else 1
         target = tiles * most_splits
     items = min(tiles + target, tiles * most_splits) if most_splits > 1 else tiles
     return PartitionSizes(items, min(items, target), target, most_splits)

@@ -25,7 +25,7 @@ HORIZON_NS = 4 * MOVE_EVERY_NS
 """Time over which a difference of the clocks is made up for: several moves, so that the error of one reading is
 averaged."""
 
-MOST_RATE = 5e-4
+MAX_RATE = 5e-4
 """Most by which a device's clock is corrected, relative to the host's: a hundred times what crystals differ by, and too
 little to be seen in a step."""
 
@@ -70,4 +70,4 @@ class DeviceClock:
 
 
 def bounded(rate: float) -> float:
-    return max(-MOST_RATE, min(MOST_RATE, rate))
+    return max(-MAX_RATE, min(MAX_RATE, rate))

@@ -19,20 +19,20 @@ from ..triton_tools.compilation import compile_ahead
 from .group import RankGroup
 from .words import EMPTY, WORD
 
-MOST_BYTES = 2 << 20
+MAX_BYTES = 2 << 20
 """With more than two ranks, the most bytes that a rank receives in one exchange, from all others together. NCCL sends
 less of larger sums; from which size on it is faster is to be measured, by ``examples/ranks.py --sums``."""
 
-MOST_BYTES_OF_TWO = 64 << 20
+MAX_BYTES_OF_TWO = 64 << 20
 """With two ranks, for which NCCL sends as much of a sum: 4,096 rows of 8,192 numbers of 16 bits. With what follows it
 such a sum took 208 µs on two H200s, and through NCCL 311. Twice as much memory is taken."""
 
-MOST_BYTES_ALONE = 8 << 20
+MAX_BYTES_ALONE = 8 << 20
 """Of a sum that no kernel adds to something else, and of logits. Such a sum takes 36 µs on two H200s, and through NCCL
 46; with 16 MiB both take 71 to 74, and larger ones are faster through NCCL."""
 
 PROGRAMS_EACH = 2
-"""Programs of at most four warps (``exchange_kernels.MOST_WARPS``) that run on one multiprocessor at the same time,
+"""Programs of at most four warps (``exchange_kernels.MAX_WARPS``) that run on one multiprocessor at the same time,
 whatever registers each takes."""
 
 TILE = 512
@@ -54,7 +54,7 @@ class PeerExchange:
         self.peers = torch.tensor(addresses, dtype=torch.int64, device=halves.device)
         self.current = torch.zeros(programs, dtype=torch.int32, device=halves.device)
         self.most_bytes, self.tile = halves[0, 0].nbytes, TILE
-        self.most_bytes_alone = min(self.most_bytes, MOST_BYTES_ALONE)
+        self.most_bytes_alone = min(self.most_bytes, MAX_BYTES_ALONE)
 
     @property
     def programs(self) -> int:
@@ -69,7 +69,7 @@ class PeerExchange:
         return tensors | {
             "RANK": self.rank,
             "SIZE": others + 1,
-            "MOST_WORDS": most_words,
+            "MAX_WORDS": most_words,
             "PROGRAMS": self.programs,
         }
 
@@ -137,7 +137,7 @@ def aligned(tensor: Tensor) -> Tensor:
 
 def most_bytes_for(size: int) -> int:
     """The bytes that each of ``size`` ranks is sent at most by all others together."""
-    return MOST_BYTES_OF_TWO if size == 2 else MOST_BYTES
+    return MAX_BYTES_OF_TWO if size == 2 else MAX_BYTES
 
 
 def programs_on(device: torch.device) -> int:

@@ -35,7 +35,7 @@ from .group import RankGroup
 from .quantized import in_place_of
 from .shard import shard
 
-MOST_OF_DEVICE = 0.8
+MAX_OF_DEVICE = 0.8
 """Share of a device's free memory that a whole model may take to be loaded and compared: the rest is for its states and
 logits."""
 
@@ -149,7 +149,7 @@ def fits(transformer: PreTrainedModel, group: RankGroup, device: torch.device) -
         return True
     free, _ = torch.cuda.mem_get_info(device)
     weights = sum(parameter.nbytes for parameter in transformer.parameters() if not parameter.is_cuda)
-    return bool(group.least(int(weights <= MOST_OF_DEVICE * free), device))
+    return bool(group.least(int(weights <= MAX_OF_DEVICE * free), device))
 
 
 def compare_short_model(

@@ -15,7 +15,7 @@ CHUNK = 8 << 20
 """Bytes that are read at a time: large enough for the full speed of a disk, and a thread that is to end does so within
 milliseconds."""
 
-MOST_OF_MEMORY = 0.5
+MAX_OF_MEMORY = 0.5
 """Weights that take more of the machine's memory are not read ahead: the first would be gone before they are wanted."""
 
 
@@ -26,7 +26,7 @@ class ReadAhead:
         self.files = safetensors_in(folder)
         self.stopped = False
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if sum(file.stat().st_size for file in self.files) > MOST_OF_MEMORY * memory:
+        if sum(file.stat().st_size for file in self.files) > MAX_OF_MEMORY * memory:
             self.files = []
         self.thread = threading.Thread(target=self.read, name="read ahead", daemon=True)
         self.thread.start()

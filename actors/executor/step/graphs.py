@@ -28,7 +28,7 @@ from .layout import layout_of, result_layout
 from .model_runner import ModelRunner, allowed_of
 from .warm_up import decode_layout, mixed_layout, null_inputs
 
-MOST_RARE_GRAPHS = 256
+MAX_RARE_GRAPHS = 256
 """Most graphs of rare kinds of sampling. Thousands of kinds are possible, and each graph takes memory of the device.
 The least recently used one makes room for the next."""
 
@@ -80,7 +80,7 @@ class GraphRunner:
         """The graphs of common kinds of sampling."""
         self.rare_sampling_graphs: OrderedDict[SamplingKey, Graph] = OrderedDict()
         """The graphs of rare kinds, the least recently used first."""
-        self.queue = CaptureQueue(self.forward_keys(), buckets.decode, MOST_RARE_GRAPHS)
+        self.queue = CaptureQueue(self.forward_keys(), buckets.decode, MAX_RARE_GRAPHS)
         """The graphs that are still to be captured."""
 
     def forward_keys(self) -> list[ForwardKey]:
@@ -181,7 +181,7 @@ class GraphRunner:
         if not key.rare:
             self.sampling_graphs[key] = graph
             return
-        if len(self.rare_sampling_graphs) == MOST_RARE_GRAPHS:
+        if len(self.rare_sampling_graphs) == MAX_RARE_GRAPHS:
             self.rare_sampling_graphs.popitem(
                 last=False
             )  # its replays are over, as the capture has waited for them

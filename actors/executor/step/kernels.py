@@ -27,7 +27,7 @@ which would be in the middle of serving."""
 RECORD = JOIN.itemsize // INT.itemsize
 MAX_LENGTH = JOIN.fields["max_length"][1] // INT.itemsize  # type: ignore[index]
 STOP_TOKENS = JOIN.fields["stop_tokens"][1] // INT.itemsize  # type: ignore[index]
-MOST_STOP_TOKENS = JOIN["stop_tokens"].shape[0]
+MAX_STOP_TOKENS = JOIN["stop_tokens"].shape[0]
 
 
 @jit(do_not_specialize=["count"], do_not_specialize_on_alignment=SLICES)
@@ -82,7 +82,7 @@ def _scatter_kernel(
     MAX_LENGTH: tl.constexpr,
     STOP_TOKENS: tl.constexpr,
     MOST: tl.constexpr,
-    MOST_PAD: tl.constexpr,
+    MAX_PAD: tl.constexpr,
     NO_STOP_TOKEN: tl.constexpr,
     NO_TOKEN: tl.constexpr,
     ROWS: tl.constexpr,
@@ -95,7 +95,7 @@ def _scatter_kernel(
     at = tl.load(position + slot, mask=valid, other=0)
     ended = tl.load(finished + slot, mask=valid, other=0)
     record = requests + slot * RECORD
-    stop = tl.arange(0, MOST_PAD)[None, :]
+    stop = tl.arange(0, MAX_PAD)[None, :]
     stops = tl.load(
         record[:, None] + STOP_TOKENS + stop, mask=valid[:, None] & (stop < MOST), other=NO_STOP_TOKEN
     )
@@ -159,8 +159,8 @@ def scatter(
         RECORD=RECORD,
         MAX_LENGTH=MAX_LENGTH,
         STOP_TOKENS=STOP_TOKENS,
-        MOST=MOST_STOP_TOKENS,
-        MOST_PAD=triton.next_power_of_2(MOST_STOP_TOKENS),
+        MOST=MAX_STOP_TOKENS,
+        MAX_PAD=triton.next_power_of_2(MAX_STOP_TOKENS),
         NO_STOP_TOKEN=NO_STOP_TOKEN,
         NO_TOKEN=NO_TOKEN,
         ROWS=ROWS,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-MOST_AT_ONCE = 16
+MAX_AT_ONCE = 16
 """There are some twenty kernels; the assembler of each is a process of its own."""
 
 
@@ -60,7 +60,7 @@ def compile_ahead(device: torch.device, work: Callable[[], object]) -> None:
         return lambda *given, **named: kernel.warmup(*given, grid=grid, **named)
 
     def all_at_once() -> None:
-        threads = ThreadPoolExecutor(min(MOST_AT_ONCE, os.cpu_count() or 1))
+        threads = ThreadPoolExecutor(min(MAX_AT_ONCE, os.cpu_count() or 1))
         # The end of the third waits for all kernels.
         with without_collection(), threads, triton.AsyncCompileMode(threads), Zeroed():
             kernels.__getitem__ = compiled_alone  # ``kernel[grid]``, by which every launch begins

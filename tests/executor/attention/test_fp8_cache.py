@@ -40,10 +40,10 @@ def test_scales_are_powers_of_two_with_room_for_more_than_was_seen() -> None:
 
 def test_values_of_a_byte_are_padded_to_as_many_as_triton_reads_rightly() -> None:
     pytest.importorskip("triton")
-    from slipstream.actors.executor.attention.triton_common import LEAST_BYTES, pad, pad_value
+    from slipstream.actors.executor.attention.triton_common import MIN_BYTES, pad, pad_value
 
     for size in (1, 16, 24, 32, 64, 80, 128):
-        assert pad_value(size, torch.zeros(1).to(FP8)) == max(LEAST_BYTES, pad(size))
+        assert pad_value(size, torch.zeros(1).to(FP8)) == max(MIN_BYTES, pad(size))
         assert pad_value(size, torch.zeros(1)) == pad(size)
 
 

@@ -190,7 +190,7 @@ LIMITS = AdapterLimits(2, 8)
 @pytest.fixture
 def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tails for models so narrow that they are not worth it."""
-    monkeypatch.setattr(limits, "MOST_OF_WIDTH", 100)
+    monkeypatch.setattr(limits, "MAX_OF_WIDTH", 100)
 
 
 def with_adapter(model: PagedModel, adapter: Path) -> torch.Tensor:

@@ -89,7 +89,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     found = train(family, tmp_path_factory.mktemp(family), KINDS)
     with pytest.MonkeyPatch.context() as patch:
         if family != request.param:
-            patch.setattr(limits, "MOST_OF_WIDTH", 100)
+            patch.setattr(limits, "MAX_OF_WIDTH", 100)
             found = replace(found, adapter_limits=AdapterLimits(len(KINDS), MAX_RANK))
         yield found
 

@@ -57,10 +57,10 @@ def test_no_rows_and_many_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(few_rows, "product", refuse)
     monkeypatch.setattr(few_rows, "product_of_row", refuse)
     weight = random(8, 16, dtype=torch.float16)
-    for rows in (0, few_rows.MOST_ROWS + 1):
+    for rows in (0, few_rows.MAX_ROWS + 1):
         assert few_rows.linear(random(rows, 16, dtype=torch.float16), weight, None).shape == (rows, 8)
     with pytest.raises(AssertionError, match="no kernel"):
-        few_rows.linear(random(few_rows.MOST_ROWS, 16, dtype=torch.float16), weight, None)
+        few_rows.linear(random(few_rows.MAX_ROWS, 16, dtype=torch.float16), weight, None)
 
 
 @needs_kernels

@@ -215,7 +215,7 @@ def test_a_token_is_given_the_same_however_its_text_is_cut_and_whoever_is_beside
     )
     assert torch.equal(texts.attended(backend, ends(2), **how)[:, -2:], expected[:, -2:])
     # Rows that decode, though they are many: one program goes through all parts.
-    monkeypatch.setattr(triton_partition, "MOST_FIXED", 1)
+    monkeypatch.setattr(triton_partition, "MAX_FIXED", 1)
     assert torch.equal(texts.attended(backend, ends(2), **how)[:, -2:], expected[:, -2:])
 
 

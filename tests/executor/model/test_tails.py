@@ -35,7 +35,7 @@ torch.set_num_threads(1)
 @pytest.fixture
 def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tails for models so narrow that they are not worth it."""
-    monkeypatch.setattr(limits, "MOST_OF_WIDTH", 100)
+    monkeypatch.setattr(limits, "MAX_OF_WIDTH", 100)
 
 
 def tailed_in(model: PagedModel) -> dict[str, TailedLinear]:
@@ -128,7 +128,7 @@ def test_a_tail_is_of_whole_lines_and_no_longer_than_a_quarter(
 def test_projections_that_get_none_have_adapters_beside_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "MOST_OF_WIDTH", 2.5)  # 64 columns of 32 or 48, and not 128 of 32
+    monkeypatch.setattr(limits, "MAX_OF_WIDTH", 2.5)  # 64 columns of 32 or 48, and not 128 of 32
     base = make_checkpoint("llama", tmp_path / "base")
     adapter = make_adapter(base, tmp_path / "adapter", seed=1)
     merged = logits(load_model(str(merge(base, adapter, tmp_path / "merged")), device=CPU))

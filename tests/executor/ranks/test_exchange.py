@@ -18,8 +18,8 @@ from interpreter import INTERPRETED, needs_interpreter, run_interpreted
 from rank_threads import at_once, groups
 from slipstream.actors.executor.model.fused.operations import Norm, TorchOperations
 from slipstream.actors.executor.ranks.exchange import (
-    MOST_BYTES,
-    MOST_BYTES_ALONE,
+    MAX_BYTES,
+    MAX_BYTES_ALONE,
     TILE,
     ExchangeMemory,
     PeerExchange,
@@ -50,9 +50,9 @@ def test_under_the_interpreter() -> None:
 needs_processes = pytest.mark.skipif(not INTERPRETED, reason="on a GPU these are tests of test_peer_gpus.py")
 
 SUMS = 40
-TILE_HERE, PROGRAMS_HERE, MOST_WORDS = 8, 2, 30
+TILE_HERE, PROGRAMS_HERE, MAX_WORDS = 8, 2, 30
 """The larger sums go round twice, so that a program sends ahead."""
-MOST = MOST_WORDS * WORD
+MOST = MAX_WORDS * WORD
 """Bytes of the largest sum."""
 
 
@@ -141,7 +141,7 @@ def test_all_ranks_have_the_same_sums_however_fast_each_is(size: int) -> None:
             exchange.sum(tensor)
             yield tensor
 
-    results = Processes(size, work, MOST_WORDS).run()
+    results = Processes(size, work, MAX_WORDS).run()
     for number in range(SUMS):
         wanted = expected(number, size)
         found = results[number, : wanted.nbytes // WORD].view(wanted.dtype)
@@ -160,7 +160,7 @@ def rows_given(number: int, rank: int, size: int) -> tuple[Tensor, int]:
 
 def tokens_given(number: int, rank: int) -> Tensor:
     rng = random.Random(100 * number + rank)
-    count = random.Random(number).randint(1, MOST_WORDS)
+    count = random.Random(number).randint(1, MAX_WORDS)
     return torch.tensor([rng.choice((-1, -(2**31), 0, 128255)) for _ in range(count)], dtype=torch.int32)
 
 
@@ -184,7 +184,7 @@ def test_rows_side_by_side_and_tokens_of_rank_0_between_sums(size: int) -> None:
                 strided = torch.stack((tokens, tokens), 1)[:, 0]  # of which only rank 0 knows
                 yield in_words(group.broadcast(strided if rank == 0 and number % 2 else tokens))
 
-    results = Processes(size, work, MOST_WORDS).run()
+    results = Processes(size, work, MAX_WORDS).run()
     for number in range(SUMS):
         if number % 3 == 0:
             wanted = expected(number, size)
@@ -197,14 +197,14 @@ def test_rows_side_by_side_and_tokens_of_rank_0_between_sums(size: int) -> None:
         assert torch.equal(found, wanted), number
 
 
-WIDTH, MOST_ROWS = 120, 5
+WIDTH, MAX_ROWS = 120, 5
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2.5e-2}
 
 
 def rows_of(number: int, rank: int) -> tuple[Tensor, Tensor, Norm | None, Norm]:
     """Of a layer: the residual, a rank's part of what is added to it, and the norms of that and of both."""
     rng, numbers = random.Random(number), torch.Generator().manual_seed(number)
-    dtype, rows = rng.choice(DTYPES), rng.randint(1, MOST_ROWS)
+    dtype, rows = rng.choice(DTYPES), rng.randint(1, MAX_ROWS)
     residual = torch.randn(rows, WIDTH, generator=numbers).to(dtype)
     norms = [
         Norm(nn.Parameter(torch.rand(WIDTH, generator=numbers).to(dtype)), 1e-5, offset)
@@ -234,7 +234,7 @@ def test_a_sum_that_is_added_and_normalised_at_once(size: int) -> None:
                 out = operations.add_norm(residual, Unsummed(part, group), after, 0.5, before)
                 yield torch.stack((residual, out))
 
-    results = Processes(size, work, MOST_ROWS * WIDTH // 2).run()
+    results = Processes(size, work, MAX_ROWS * WIDTH // 2).run()
     for number in range(SUMS):
         residual, part, after, before = rows_of(number, 0)
         dtype = part.dtype
@@ -296,9 +296,9 @@ def test_two_programs_run_on_each_multiprocessor(
     found = SimpleNamespace(multi_processor_count=multiprocessors)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
     assert programs_on(torch.device("cuda", 0)) == programs <= 2 * multiprocessors
-    from slipstream.actors.executor.ranks.exchange_kernels import MOST_WARPS
+    from slipstream.actors.executor.ranks.exchange_kernels import MAX_WARPS
 
-    assert MOST_WARPS * 32 * 255 * 2 <= 65_536, "registers of a multiprocessor"
+    assert MAX_WARPS * 32 * 255 * 2 <= 65_536, "registers of a multiprocessor"
 
 
 class Backend:
@@ -350,14 +350,14 @@ def test_small_tensors_go_over_peer_memory_and_others_as_before() -> None:
         assert large.asked == small.asked == []
 
     for dtype in DTYPES:
-        fits = torch.zeros(MOST_BYTES_ALONE // dtype.itemsize, dtype=dtype)
+        fits = torch.zeros(MAX_BYTES_ALONE // dtype.itemsize, dtype=dtype)
         goes(small, fits, group.sum(fits))
         for count, added in ((most // dtype.itemsize, small), (most // dtype.itemsize + WORD, None)):
             assert group.exchange_for(torch.zeros(count, dtype=dtype)) is added, (
                 "by a kernel that goes on with it"
             )
         for other in (
-            torch.zeros(MOST_BYTES_ALONE // dtype.itemsize + WORD, dtype=dtype),
+            torch.zeros(MAX_BYTES_ALONE // dtype.itemsize + WORD, dtype=dtype),
             torch.zeros(1, dtype=dtype),
             torch.zeros(0, dtype=dtype),
         ):
@@ -438,7 +438,7 @@ class Unreached(SharedMemory):
 @pytest.mark.parametrize("size", [2, 3])
 def test_ranks_that_reach_each_other_know_where(size: int) -> None:
     SharedMemory.all.clear()
-    found = at_once(lambda group: exchange_of(group, CPU, SharedMemory, MOST_BYTES), groups(size))
+    found = at_once(lambda group: exchange_of(group, CPU, SharedMemory, MAX_BYTES), groups(size))
     assert all(found)
     halves = [one.halves for one in found if one is not None]
     for rank, one in enumerate(found):
@@ -446,7 +446,7 @@ def test_ranks_that_reach_each_other_know_where(size: int) -> None:
         assert one.rank == rank
         assert one.peers.tolist() == [half.data_ptr() for half in halves]
         assert bool((one.halves == EMPTY).all())
-        assert one.halves.shape == shape_of_halves(size, MOST_BYTES)
+        assert one.halves.shape == shape_of_halves(size, MAX_BYTES)
 
 
 def test_ranks_of_which_one_cannot_compile_the_kernels_stay_with_nccl(
@@ -461,7 +461,7 @@ def test_ranks_of_which_one_cannot_compile_the_kernels_stay_with_nccl(
     monkeypatch.setattr(PeerExchange, "compile", fails)
     SharedMemory.all.clear()
     with caplog.at_level(logging.WARNING, "slipstream"):
-        found = at_once(lambda group: exchange_of(group, CPU, SharedMemory, MOST_BYTES), groups(3))
+        found = at_once(lambda group: exchange_of(group, CPU, SharedMemory, MAX_BYTES), groups(3))
     assert found == [None] * 3
     (said,) = (record.getMessage() for record in caplog.records)
     assert said.endswith("rank 1 does not reach the memory of all GPUs: PassManager::run failed")
@@ -482,7 +482,7 @@ def test_where_one_rank_does_not_reach_another_all_stay_with_nccl_and_say_so_onc
     SharedMemory.all.clear()
     with caplog.at_level(logging.WARNING, "slipstream"):
         found = at_once(
-            lambda group, memory: exchange_of(group, CPU, memory, MOST_BYTES),
+            lambda group, memory: exchange_of(group, CPU, memory, MAX_BYTES),
             groups(3),
             [SharedMemory, memory_of, SharedMemory],
         )

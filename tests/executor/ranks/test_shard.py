@@ -452,7 +452,7 @@ def test_ranks_add_their_parts_of_an_adapter(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(adapter_limits_module, "MOST_OF_WIDTH", 100)
+    monkeypatch.setattr(adapter_limits_module, "MAX_OF_WIDTH", 100)
     changes = {"moe_intermediate_size": 32} if family == "qwen3_moe" else {}
     base = make_checkpoint(family, tmp_path / "base", **changes)
     adapter = make_adapter(base, tmp_path / "adapter", seed=1, targets=targets)

@@ -30,7 +30,7 @@ def test_the_weights_are_read_once_and_nothing_else(folder: Path) -> None:
 
 
 def test_what_would_not_stay_in_memory_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read_ahead, "MOST_OF_MEMORY", 1e-9)
+    monkeypatch.setattr(read_ahead, "MAX_OF_MEMORY", 1e-9)
     before = bytes_read()
     read_ahead.ReadAhead(folder).thread.join()
     assert bytes_read() - before < 1 << 20

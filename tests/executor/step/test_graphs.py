@@ -256,7 +256,7 @@ def test_rare_kinds_of_sampling_never_take_the_place_of_what_is_common(
     runner: ModelRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many kinds there are: the common come first, and there is room for all of them."""
-    monkeypatch.setattr(graphs, "MOST_RARE_GRAPHS", 3)
+    monkeypatch.setattr(graphs, "MAX_RARE_GRAPHS", 3)
     made = Graphs(runner)
     for columns in range(1, 9):
         made.step(step_of(2, logprobs=columns))
@@ -271,7 +271,7 @@ def test_rare_kinds_of_sampling_never_take_the_place_of_what_is_common(
 def test_the_rare_kind_that_was_used_longest_ago_makes_room(
     runner: ModelRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graphs, "MOST_RARE_GRAPHS", 2)
+    monkeypatch.setattr(graphs, "MAX_RARE_GRAPHS", 2)
     made = Graphs(runner)
     for columns in (1, 2, 1, 3):  # the second of kind 1 replays, so that 2 is older
         made.step(step_of(2, logprobs=columns))

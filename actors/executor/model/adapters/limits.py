@@ -12,7 +12,7 @@ from ...ranks.layers import RowParallelLinear
 ALIGNMENT = 64
 """Columns of which a tail has a multiple, so that the rows of a weight begin where a GPU reads at once."""
 
-MOST_OF_WIDTH = 1 / 4
+MAX_OF_WIDTH = 1 / 4
 """A longer tail, relative to the K columns of the layer, takes longer to read than the kernels that it saves."""
 
 
@@ -28,4 +28,4 @@ class AdapterLimits:
         if any(type(layer) not in (nn.Linear, RowParallelLinear) for layer in layers):
             return 0
         columns = -(-self.count * self.max_rank * len(layers) // ALIGNMENT) * ALIGNMENT
-        return columns if columns <= MOST_OF_WIDTH * layers[0].in_features else 0
+        return columns if columns <= MAX_OF_WIDTH * layers[0].in_features else 0

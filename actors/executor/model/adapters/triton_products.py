@@ -55,7 +55,7 @@ LAUNCH_CONFIGS = (
 """For steps of the sizes of `of_size`."""
 
 
-MOST_RANKS = 64
+MAX_RANKS = 64
 """Most rows of A in one tile."""
 
 
@@ -175,7 +175,7 @@ def add(output: Tensor, states: Tensor, stack: Stack, ids: Tensor, config: Launc
     sublayers = len(ends)
     splits = config.splits_of(width)
     sums = torch.empty(splits, tokens, ranks, dtype=torch.float32, device=states.device)
-    tile = min(MOST_RANKS, max(16, triton.next_power_of_2(rank)))
+    tile = min(MAX_RANKS, max(16, triton.next_power_of_2(rank)))
     blocks = triton.cdiv(tokens, config.tokens)
     _shrink_kernel[(blocks, count, splits * triton.cdiv(ranks, tile))](
         states,

@@ -124,7 +124,7 @@ def sum_add_norm_kernel(
     current,
     RANK: tl.constexpr,
     SIZE: tl.constexpr,
-    MOST_WORDS: tl.constexpr,
+    MAX_WORDS: tl.constexpr,
     PROGRAMS: tl.constexpr,
     AFTER: tl.constexpr,
     BEFORE: tl.constexpr,
@@ -149,12 +149,12 @@ def sum_add_norm_kernel(
     for row in range(tl.program_id(0) - programs, rows, programs):
         sent = (row + programs) * (N // PER_WORD) + word
         mask = valid & (sent < rows * (N // PER_WORD))
-        send_to_all(words_of(update, sent, mask), peers, half, sent, mask, RANK, SIZE, MOST_WORDS)
+        send_to_all(words_of(update, sent, mask), peers, half, sent, mask, RANK, SIZE, MAX_WORDS)
         if row >= 0:
             at = row * (N // PER_WORD) + word
             states = _load_row(residual + row * N, True, N, PAD)
             own = words_of(update, at, valid)
-            total = total_of_all(own, halves, half, at, valid, RANK, SIZE, MOST_WORDS, PER_WORD, dtype)
+            total = total_of_all(own, halves, half, at, valid, RANK, SIZE, MAX_WORDS, PER_WORD, dtype)
             _add_norm_row(
                 states,
                 tl.reshape(total.to(dtype), (PAD,)),

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...ranks.exchange_kernels import MOST_WARPS
+from ...ranks.exchange_kernels import MAX_WARPS
 from ...ranks.layers import Unsummed
 from ...ranks.words import WORD
 from ...triton_tools.kernel import FOLLOWING, follow, jit
@@ -186,7 +186,7 @@ class TritonOperations:
             exchange = update.group.exchange_for(update.partial)
             if exchange is not None and sums_rows(update.partial, pad):
                 part, programs = update.partial.contiguous(), min(tokens, exchange.programs)
-                named["num_warps"] = min(MOST_WARPS, warps(pad))
+                named["num_warps"] = min(MAX_WARPS, warps(pad))
                 sum_add_norm_kernel[(programs,)](
                     residual,
                     part,

@@ -19,12 +19,12 @@ from ..linear import GivenLinear
 from .fixed_order import memory_of, product
 from .one_row import product_of_row
 
-MOST_ROWS = 64
+MAX_ROWS = 64
 """With more rows cuBLAS is ahead."""
 
 DTYPES = (torch.bfloat16, torch.float16)
 
-LEAST_MEMORY = 227 << 10
+MIN_MEMORY = 227 << 10
 """Bytes of shared memory that a program can have on an H100 or H200, on which this was measured."""
 
 CHECKED_ROWS = (1, 2, 17, 33)
@@ -38,7 +38,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """As ``torch.nn.functional.linear``, for a weight that no kernel writes while steps run."""
     columns = weight.shape[1]
     rows = input.numel() // columns
-    if not 0 < rows <= MOST_ROWS:
+    if not 0 < rows <= MAX_ROWS:
         return F.linear(input, weight, bias)
     flat = input.reshape(rows, columns).contiguous()
     found = product_of_row(flat[0], weight, bias) if rows == 1 else product(flat, weight, bias)
@@ -52,7 +52,7 @@ def fits(layer: nn.Linear) -> bool:
         weight.device.type == "cuda"
         and weight.dtype in DTYPES
         and weight.is_contiguous()
-        and memory_of(weight.device) >= LEAST_MEMORY
+        and memory_of(weight.device) >= MIN_MEMORY
     )
 
 

@@ -40,7 +40,7 @@ MULTIPROCESSORS = 132
 """Multiprocessors of an H100 or H200. What is best for them is taken on any GPU, so that the order is the same on
 all."""
 
-MOST_SPLITS = 4
+MAX_SPLITS = 4
 """More splits cost more to add than they save."""
 
 
@@ -152,7 +152,7 @@ class LaunchConfig(NamedTuple):
     """Each split has a program of its own."""
 
 
-MOST_SPREAD = 256
+MAX_SPREAD = 256
 """Rows up to which there are not enough programs for all multiprocessors unless splits are spread over several."""
 
 
@@ -165,7 +165,7 @@ PREFETCHED = 256
 
 def launch_config(rows: int, itemsize: int, memory: int) -> LaunchConfig:
     """``memory`` are the bytes that a program of the device may have for what is on its way."""
-    if rows <= MOST_SPREAD:
+    if rows <= MAX_SPREAD:
         padded = max(16, min(128, triton.next_power_of_2(rows)))
         columns = UNIT if itemsize == 2 and padded <= 64 else 64 if itemsize == 2 else 32
         stage = (FEW_OUTPUTS + padded) * columns * itemsize
@@ -193,7 +193,7 @@ def splits_of(outputs: int, columns: int) -> tuple[int, int]:
     """
     units = triton.cdiv(columns, UNIT)
     wanted = MULTIPROCESSORS // triton.cdiv(outputs, FEW_OUTPUTS)
-    split = triton.cdiv(units, max(1, min(MOST_SPLITS, units, wanted))) * UNIT
+    split = triton.cdiv(units, max(1, min(MAX_SPLITS, units, wanted))) * UNIT
     return triton.cdiv(columns, split), split
 
 

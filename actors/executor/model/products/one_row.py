@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...triton_tools.kernel import FOLLOWING, jit, let_kernel_after_begin, wait_for_kernel_before
 
-MOST_COLUMNS = 2048
+MAX_COLUMNS = 2048
 """Columns that a program reads at once. Of 34 shapes of tiles, two outputs of this many columns were the fastest over
 all weights of an 8B and a 70B model, whole and halved by two ranks: 1.5 % faster than twice as many outputs or columns.
 For a single weight another shape is up to 13 % faster."""
@@ -74,8 +74,8 @@ def one_row_kernel(
 
 def tile_of(outputs: int, columns: int) -> tuple[int, int]:
     """Outputs and columns that a program reads at once."""
-    if columns > MOST_COLUMNS:
-        return 2, MOST_COLUMNS
+    if columns > MAX_COLUMNS:
+        return 2, MAX_COLUMNS
     width = triton.next_power_of_2(columns)
     height = NUMBERS // width
     while height > 2 and triton.cdiv(outputs, height) < ENOUGH_PROGRAMS:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .....protocol.errors import InvalidRequest, ModelNotSupported
 from ...devices.float8 import FP8, FP8_MAX
-from .products import MOST_FEW_ROWS, multiplied_by, product
+from .products import MAX_FEW_ROWS, multiplied_by, product
 from .stacked import stacked
 from .weight import QuantizedWeight
 
@@ -132,7 +132,7 @@ def quantize_layers(
     return f"weights quantized to {TITLES[kind]} at load"
 
 
-CHECKED_ROWS = (1, 8, MOST_FEW_ROWS + 8)
+CHECKED_ROWS = (1, 8, MAX_FEW_ROWS + 8)
 """One number for each way that a product can take."""
 
 TOLERANCE = 6e-2

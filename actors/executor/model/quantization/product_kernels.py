@@ -196,7 +196,7 @@ PROGRAMS = 264
 SHARED_BYTES = 96 << 10
 """Shared memory for each of them."""
 
-MOST_RESULTS = 2 * PROGRAMS * 64 * 64
+MAX_RESULTS = 2 * PROGRAMS * 64 * 64
 """Numbers of all splits of a product together. Fewer programs than are wanted have outputs in common, so that what
 ``config_of_few_rows`` chooses has room twice."""
 
@@ -205,7 +205,7 @@ MOST_RESULTS = 2 * PROGRAMS * 64 * 64
 def results_of(device: torch.device) -> Tensor:
     """The memory in which the splits of a product are added. Products of a device run one after the other, and share
     it."""
-    return torch.empty(MOST_RESULTS, dtype=torch.float32, device=device)
+    return torch.empty(MAX_RESULTS, dtype=torch.float32, device=device)
 
 
 def one_row(
@@ -254,7 +254,7 @@ def few_rows(
     config = config or config_of_few_rows(outputs, columns, rows, block[1])
     out = states.new_empty(rows, outputs)
     padded, programs = padded_rows(rows), triton.cdiv(outputs, config.block_n)
-    if config.splits > 1 and config.splits * programs * config.block_n * padded > MOST_RESULTS:
+    if config.splits > 1 and config.splits * programs * config.block_n * padded > MAX_RESULTS:
         raise ValueError(f"the results of {config.splits} splits of {outputs} x {padded} have no room")
     terms, row_scales = two_terms(states, weight.dtype)
     _few_rows_kernel[(programs, config.splits)](

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .weight import QuantizedWeight
 
-MOST_FEW_ROWS = 64
+MAX_FEW_ROWS = 64
 """Up to this number of rows a product takes as long as reading its weight, though its states become two terms."""
 
 scaled_product: Any = torch._scaled_mm  # type: ignore[attr-defined]
@@ -52,7 +52,7 @@ def product(
     states = states.contiguous()
     if rows == 1:
         return product_kernels.one_row(states, weight, scales, block, bias)
-    if rows <= MOST_FEW_ROWS and half:
+    if rows <= MAX_FEW_ROWS and half:
         return product_kernels.few_rows(states, weight, scales, block, bias)
     if half and has_scaled_product(weight, scales):
         numbers, of_rows = conversion.quantized(states)
