@@ -10,8 +10,8 @@ from .checkpoint import read_json
 DEFAULT_TEMPLATE = "default"
 """The name under which a chat template without one is known."""
 
-MAX_TEMPLATE_BYTES = 1024 * 1024
-"""Most bytes of a chat template; the longest of known ones has 30 KB."""
+MAX_TEMPLATE_CHARACTERS = 1024 * 1024
+"""Most characters of a chat template; the longest of known ones has 30,000."""
 
 
 def given_template(path: Path) -> str:
@@ -28,9 +28,11 @@ def read_template(path: Path) -> str:
         raise ModelNotSupported(f"the chat template {path} is no file")
     try:
         with path.open(encoding="utf-8-sig") as file:  # some editors begin a file with a byte order mark
-            text = file.read(MAX_TEMPLATE_BYTES + 1)
-        if len(text) > MAX_TEMPLATE_BYTES:
-            raise ModelNotSupported(f"the chat template {path} has more than {MAX_TEMPLATE_BYTES} characters")
+            text = file.read(MAX_TEMPLATE_CHARACTERS + 1)
+        if len(text) > MAX_TEMPLATE_CHARACTERS:
+            raise ModelNotSupported(
+                f"the chat template {path} has more than {MAX_TEMPLATE_CHARACTERS} characters"
+            )
         return text
     except (OSError, UnicodeDecodeError) as error:
         raise ModelNotSupported(f"the chat template {path} cannot be read: {error}") from None

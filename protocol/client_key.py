@@ -93,7 +93,6 @@ def checked(key: str, where: str) -> str:
     try:
         z85.decode(key)
     except (KeyError, ValueError, struct.error):
-        raise InvalidRequest(
-            f"{where}: {key[:8]!r}... is no key; take the file as slipstream keys made it"
-        ) from None
+        # No word of it, which may be a secret.
+        raise InvalidRequest(f"{where}: this is no key; take the file as slipstream keys made it") from None
     return key

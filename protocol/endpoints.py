@@ -33,8 +33,7 @@ def check_endpoint(endpoint: str, *, insecure: bool = False, folder: str = "") -
     if scheme == "ipc":
         if not address or address.startswith("@"):
             raise InvalidRequest(f"endpoint {endpoint!r} has no path; give ipc://PATH", param="endpoint")
-        if not os.path.isabs(address):
-            endpoint = f"ipc://{absolute_path(address, folder)}"
+        endpoint = f"ipc://{absolute_path(address, folder)}"
         size = len(os.fsencode(endpoint.removeprefix("ipc://")))
         if size > MAX_IPC_PATH_BYTES:
             raise InvalidRequest(
@@ -71,8 +70,10 @@ def is_loopback(host: str) -> bool:
 def is_same(endpoint: str, own: str) -> bool:
     """Whether a connection to ``endpoint`` reaches ``own``, which this machine binds, as far as their texts show."""
     (scheme, _, address), (own_scheme, _, own_address) = endpoint.partition("://"), own.partition("://")
-    if scheme != own_scheme or scheme == "ipc":
-        return scheme == own_scheme and os.path.normpath(address) == os.path.normpath(own_address)
+    if scheme != own_scheme:
+        return False
+    if scheme == "ipc":
+        return os.path.normpath(address) == os.path.normpath(own_address)
     (host, _, port), (own_host, _, own_port) = address.rpartition(":"), own_address.rpartition(":")
     if int(port) != int(own_port):
         return False

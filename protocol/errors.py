@@ -89,7 +89,8 @@ class ProtocolError(SlipstreamError):
 EXACT_CODES: dict[str, tuple[type[SlipstreamError], str]] = {
     "context_length_exceeded": (
         InvalidRequest,
-        "The prompt, with what is still to be generated, is longer than the model or its cache allows.",
+        "The prompt, with what is still to be generated, is longer than the model or its cache allows,"
+        " or has more bytes than `max_prompt_bytes`.",
     ),
     "model_not_found": (InvalidRequest, "The service has no model of this name."),
 }

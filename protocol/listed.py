@@ -14,6 +14,9 @@ UNLISTED = "Invalid enum value "
 
 WORDS: dict[type[inspect.Type], str] = {
     inspect.NoneType: "null",
+    inspect.BoolType: "bool",
+    inspect.IntType: "int",
+    inspect.FloatType: "float",
     inspect.StrType: "str",
     inspect.StructType: "object",
     inspect.DictType: "object",
@@ -56,4 +59,5 @@ def at(type: inspect.Type, path: list[str]) -> Iterator[inspect.Type]:
 def words(type: inspect.Type) -> list[str]:
     if isinstance(type, inspect.LiteralType):
         return [json.dumps(value) for value in type.values]
-    return [WORDS[kind] for kind in (type.__class__,) if kind in WORDS]
+    word = WORDS.get(type.__class__)
+    return [] if word is None else [word]

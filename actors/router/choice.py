@@ -19,8 +19,8 @@ SLACK = 4
 """A difference of this many open answers does not count: a step takes hardly longer with them."""
 
 MAX_LOOKED_AT = 32
-"""How many of the services that are alike are looked at for one request, so that a choice costs the same before a
-thousand; others for each prompt, so that none is left out."""
+"""How many of the services that are alike are looked at for one request, so that a choice among many
+costs no more; others for each prompt, so that none is left out."""
 
 LOAD = attrgetter("load")
 WORK = attrgetter("uncomputed", "load")

@@ -21,8 +21,8 @@ MAX_BLOCKS = 1024
 """Most blocks of one prompt that are looked at: what differs only behind them is the same prefix."""
 
 ENDS = (*range(1, 16), *range(16, 64, 4), *range(64, MAX_BLOCKS + 1, 8))
-"""Numbers of blocks behind which there is a hash: long prefixes that differ do so long before their ends, and a
-thousand services have very many."""
+"""Numbers of blocks behind which there is a hash: long prefixes that differ do so long before their ends, and
+many services have very many."""
 
 
 def size_and_bytes(request: Generate) -> tuple[int, bytes]:

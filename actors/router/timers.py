@@ -1,4 +1,4 @@
-"""A timer for each service, so that of a thousand services only those are checked that are due."""
+"""A timer for each service, so that of many services only those are checked that are due."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from .replica import Replica
 
 MIN_BETWEEN_CHECKS_S = 0.02
-"""Between two checks: of a thousand services, the timer of one fires every millisecond."""
+"""Between two checks: of many services, timers would fire all the time."""
 
 
 class ReplicaTimers:

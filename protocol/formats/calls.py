@@ -150,7 +150,7 @@ class CallReader(Reader):
         return end is not None
 
     def take_call(self, end: slice) -> None:
-        """Hand over the call that ends there, and go on behind it."""
+        """Emit the call that ends there, and go on behind it."""
         made = self.read(self.buffer[: end.start])
         if not made:
             self.emit_text(self.opening + self.buffer[: end.stop])

@@ -87,13 +87,9 @@ class LLM:
         if messages and isinstance(messages[0], dict):
             messages = [cast("list[Message]", messages)]
         many = cast("Sequence[list[Message]]", messages)
-        chat_many = partial(
-            *(self.client.chat_many, many, params),
-            tools=tools,
-            tool_choice=tool_choice,
-            chat_template_kwargs=chat_template_kwargs,
-        )
-        return self._run(len(many), use_tqdm, lambda on_delta: chat_many(on_delta=on_delta))
+        more = {"tools": tools, "tool_choice": tool_choice, "chat_template_kwargs": chat_template_kwargs}
+        run = partial(self.client.chat_many, many, params, **more)  # type: ignore[arg-type]
+        return self._run(len(many), use_tqdm, lambda on_delta: run(on_delta=on_delta))
 
     def _run(
         self, total: int, use_tqdm: bool, run: Callable[[OnDelta | None], list[RequestOutput]]

@@ -268,6 +268,13 @@ def test_a_request_of_http_1_1_names_its_host_and_in_its_form() -> None:
             assert "Host" in exchange.answer.json["error"]["message"]
     for host in ("localhost", "localhost:", "127.0.0.1:8000", "[::1]:8000", "a.localhost:80"):
         assert Scripted().get("/version", host=host).status == 200, host
+
+
+def test_keys_of_a_query_that_gateways_add_are_passed_over() -> None:
+    frontend = Scripted()
+    assert frontend.get("/v1/models?api-version=2024-10-21").status == 200
+    body = {"messages": [{"role": "user", "content": "Hi"}]}
+    assert frontend.post("/v1/chat/completions?api-version=2024-10-21", body).status == 200
     old = Exchange("GET", "/version", {}, [b""])
     old.scope |= {"headers": [], "http_version": "1.0"}
     asyncio.run(old.run(Scripted().app))

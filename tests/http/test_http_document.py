@@ -22,7 +22,8 @@ from slipstream.actors.text.prompts.bounded import MAX_LIST_ITEMS, MAX_NUMBER_BI
 from slipstream.actors.text.prompts.iterations import MIN_ITERATIONS, Iterations
 from slipstream.actors.text.prompts.prompts import ENCODING_BUDGET_S
 from slipstream.protocol.limits import MAX_ALL_ITEMS, MAX_CONTAINERS
-from slipstream.runtime.supervision.children import ChildSpec
+
+from slipstream.serving.service import ACTOR_HANGS_S
 
 DOCUMENT = " ".join((Path(__file__).parents[2] / "docs" / "http.md").read_text().split())
 MIB, KIB = 1 << 20, 1 << 10
@@ -41,7 +42,7 @@ NUMBERS = {10.0: "ten"}
         ("a prompt that has taken # seconds is refused", [ENCODING_BUDGET_S]),
         (
             "one that takes # seconds holds up the tokenizer, which is ended",
-            [ChildSpec("tokenizer", "", {}).hang_timeout_s],
+            [ACTOR_HANGS_S],
         ),
         (
             "at most # MiB, # arrays and objects and # values; within # s",

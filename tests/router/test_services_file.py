@@ -47,7 +47,11 @@ def test_the_router_is_known_by_other_names_too(line: str, own: str, is_own: boo
 
 def test_a_service_that_is_written_in_several_ways_is_one() -> None:
     spellings = "".join(f"ipc://{'./' * number}one\n" for number in range(300))
-    assert read(f"{spellings}ipc:///tmp/two\n") == (["ipc:///there/one", "ipc:///tmp/two"], [])
+    spellings += "ipc:///tmp/two\nipc:///tmp/./two\nipc:///tmp//two\n"
+    assert read(spellings) == (
+        ["ipc:///there/one", "ipc:///tmp/two"],
+        [],
+    )
 
 
 def test_more_services_than_there_are_sockets_for_are_passed_over() -> None:

@@ -505,6 +505,7 @@ def test_a_result_of_an_earlier_turn_is_none_of_these_calls() -> None:
         ("{% macro f(a, b=c) %}{{ a ~ b ~ d }}{{ caller() }}{% endmacro %}{{ f(1) }}", {"c", "d"}),
         ("{% set ns = namespace(a=1) %}{% set ns.a = q %}{{ ns.a }}", {"q"}),
         ("{% with x = x, d = d | default('y') %}{{ x }}{{ d }}{{ w }}{% endwith %}{{ x }}", {"x", "d", "w"}),
+        ("{% macro f() %}{{ y }}{% endmacro %}{% set y = 1 %}{{ f() }}", set()),
         ("{% set x %}{{ z | upper }}{% set w = 1 %}{% endset %}{{ x }}{{ w }}", {"w", "z"}),
     ],
 )

@@ -163,7 +163,8 @@ class Choices(Sampling, kw_only=True):
     """As many as ``n``: all are told."""
     response_format: ResponseFormat | None = None
     return_token_ids: bool | None = None
-    """Each choice has its ``token_ids``; ``prompt_token_ids`` has a chat beside them, and a completion in each."""
+    """Each choice has its ``token_ids``. ``prompt_token_ids`` stand beside the choices of a chat, and in each choice of
+    a completion."""
     prompt_logprobs: int | None = None
     """How many of the most likely tokens at each place of the prompt, with the prompt's own; not in streams."""
 

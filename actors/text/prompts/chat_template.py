@@ -119,6 +119,7 @@ class ChatTemplate:
         texts |= {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
         self.literals = "\0".join(texts)
         """The texts in it, apart from each other."""
+        # jinja2 knows that a macro may read a name that is set behind it, and not that a branch may set none.
         self.names = (
             (find_undeclared_variables(tree) & set(names_read(tree, set()))) - OURS - special_tokens.keys()
         )
